@@ -1,0 +1,81 @@
+"""What is known of an engine instance from outside: identity, load, health."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from xllm.types.ids import InstanceId
+
+Role = Literal["mixed", "encode", "prefill", "decode"]
+
+InstanceState = Literal[
+    "starting", "loading", "warming", "ready", "degraded", "draining", "sleeping", "standby", "suspect", "lost", "dead"
+]
+
+
+class InstanceInfo(Struct, frozen=True, kw_only=True):
+    """Identity and capabilities, published once per incarnation."""
+
+    id: InstanceId
+    incarnation: str
+    """Random per process start: a restarted engine is another one."""
+    address: str
+    """``host:port`` of its RPC server."""
+    model: str
+    revision: str = ""
+    """Weight revision: part of every block hash."""
+    role: Role = "mixed"
+    state: InstanceState = "starting"
+    block_size: int = 16
+    hash_version: int = 1
+    layout_hash: str = ""
+    dtype: str = ""
+    tp: int = 1
+    max_model_len: int = 0
+    max_num_seqs: int = 0
+    num_blocks: int = 0
+    vocab_size: int = 0
+    pid: int = 0
+    version: str = ""
+
+
+class LoadReport(Struct, frozen=True, kw_only=True):
+    """Load of one instance now. The blocks add up: free + used + cached + leased + pinned == total."""
+
+    step: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    num_running_tokens: int = 0
+    blocks_total: int = 0
+    blocks_free: int = 0
+    blocks_used: int = 0
+    blocks_cached: int = 0
+    blocks_leased: int = 0
+    blocks_pinned: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    prefix_query_tokens: int = 0
+    prefix_hit_tokens: int = 0
+    predicted_peak_blocks: int | None = None
+    """Reserved for past-future admission."""
+    step_time_s: float = 0.0
+    """Of the last step."""
+    step_overhead_s: float = 0.0
+    """Of the last step, everything but forward and sampling."""
+
+
+class HealthReport(Struct, frozen=True, kw_only=True):
+    """Progress of one instance: alive means that work in hand advances, not that a port answers."""
+
+    state: InstanceState
+    step: int
+    layers_done: int
+    """Layers finished since start, over all steps: advances inside a long forward."""
+    num_unfinished: int
+    idle_s: float
+    """Seconds since progress was last seen while there was work; 0 when idle."""
+    message: str = ""
