@@ -1,6 +1,8 @@
-"""xLLM: a service that speaks the OpenAI API and engines that run the model. Public names are imported lazily.
+"""xLLM: a service that speaks the OpenAI API and engines that run the model. Public names are imported
+lazily.
 
-Importing this package loads neither torch nor any other room: a name below is fetched from its module on first use.
+Importing this package loads neither torch nor any other room: a name below is fetched from its module on
+first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Always-on ring of scheduling decisions: why a request waited, when it was admitted, by whom it was preempted.
+"""Always-on ring of scheduling decisions: why a request waited, when it was admitted, by whom it was
+preempted.
 
 INVARIANTS
 - Memory is bounded: exactly ``capacity`` slots, the oldest record is overwritten.
@@ -46,14 +47,16 @@ class DecisionTrace:
         self._next = 0
 
     def record(self, request_id: str, event: str, fields: Mapping[str, Any] | None = None) -> None:
-        """Store one decision. ``fields`` is kept by reference: pass a fresh dict and do not change it later."""
+        """Store one decision. ``fields`` is kept by reference: pass a fresh dict and do not change it
+        later."""
         index = self._next
         self._slots[index] = (self._now(), request_id, event, fields)
         index += 1
         self._next = index if index < self._capacity else 0
 
     def for_request(self, request_id: str) -> list[Decision]:
-        """Decisions about one request still in the ring, oldest first. O(capacity): for people, not for steps."""
+        """Decisions about one request still in the ring, oldest first. O(capacity): for people, not for
+        steps."""
         return [decision for decision in self.recent(self._capacity) if decision.request_id == request_id]
 
     def recent(self, max_decisions: int = 100) -> list[Decision]:

@@ -1,9 +1,10 @@
 """Every wait of a process: who waits, for what, since when and until when.
 
 INVARIANTS
-- An entry exists exactly while its ``with`` block (or ``bounded`` await) is in progress; an exception removes it too.
-- Every entry has a finite deadline. ``bounded`` enforces it; ``watch`` leaves that to the block, and a block that
-  outlives its deadline shows up as ``overdue``.
+- An entry exists exactly while its ``with`` block (or ``bounded`` await) is in progress; an exception
+  removes it too.
+- Every entry has a finite deadline. ``bounded`` enforces it; ``watch`` leaves that to the block, and a
+  block that outlives its deadline shows up as ``overdue``.
 - Entering and leaving are O(1) and take no lock: one dict store and one dict delete, atomic under the GIL.
 """
 
@@ -155,7 +156,8 @@ def install_dump_signal(
     write: Callable[[str], object] | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Write :func:`format_process_state` on SIGUSR1; call from the main thread, with the loop where there is one."""
+    """Write :func:`format_process_state` on SIGUSR1; call from the main thread, with the loop where there
+    is one."""
     emit = write or sys.stderr.write
 
     def dump() -> None:

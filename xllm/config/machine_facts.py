@@ -1,0 +1,47 @@
+"""What is known about the machine when a configuration is resolved; gathered elsewhere, judged here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuFacts:
+    """One GPU, as the body found it."""
+
+    name: str
+    """Product name."""
+    total_bytes: int
+    """Memory of the device."""
+    free_bytes: int
+    """Memory nobody uses at this moment."""
+    capability: tuple[int, int] = (0, 0)
+    """CUDA compute capability, e.g. (9, 0)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineFacts:
+    """Cores, memory and flags that this process may use (container limits taken into account)."""
+
+    num_cores: int
+    """Physical cores this process may run on, cut to its CPU quota; at least 1."""
+    memory_total_bytes: int
+    """Memory this process may ever have: the machine's, or its container's limit where that is less."""
+    memory_available_bytes: int
+    """Memory that can be taken now without swapping, within the container's limit."""
+    memory_limit_bytes: int | None = None
+    """The container's memory limit, or None."""
+    cpu_name: str = ""
+    """The CPU's model name."""
+    cpu_flags: frozenset[str] = frozenset()
+    """Instruction sets, as the kernel names them."""
+    gpu: GpuFacts | None = None
+    """The GPU, or None."""
+
+    @property
+    def has_fast_bf16(self) -> bool:
+        """True where bf16 products are native: any CUDA device from Ampere on, or a CPU with AVX512-BF16
+        or AMX."""
+        if self.gpu is not None:
+            return self.gpu.capability >= (8, 0)
+        return bool({"avx512_bf16", "amx_bf16", "bf16"} & self.cpu_flags)

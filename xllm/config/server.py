@@ -1,0 +1,40 @@
+"""The engine process: its RPC endpoint and its executor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xllm.config.schema import opt, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """How an engine is reached and what carries out its steps."""
+
+    endpoint: str = opt("auto", "--endpoint")
+    """Where the engine listens: ``tcp://HOST:PORT`` (port 0: any free one) or ``unix:///PATH``; ``auto``:
+    a socket that only this user can open."""
+    executor: str = opt("local", "--executor")
+    """``local``: run the model in this process; ``timed:PROFILE``: no model, a step lasts what PROFILE
+    says."""
+    grace_s: float = 10.0
+    """Seconds a lost service connection may take to come back before its requests are ended."""
+    heartbeat_s: float = 1.0
+    """Seconds between two load reports to every connected service."""
+    num_trace_records: int = 65_536
+    """Scheduling decisions kept for /debug/requests."""
+
+    def __post_init__(self) -> None:
+        kind, _, profile = self.executor.partition(":")
+        known = self.executor == "local" or (kind == "timed" and bool(profile))
+        scheme = self.endpoint == "auto" or self.endpoint.startswith(("tcp://", "unix://"))
+        require(
+            (
+                (scheme, f"endpoint is {self.endpoint!r}: use auto, tcp://HOST:PORT or unix:///PATH"),
+                (known, f"executor is {self.executor!r}: use local or timed:PROFILE"),
+                (0 <= self.grace_s < float("inf"), f"grace_s is {self.grace_s}: at least 0"),
+                (self.heartbeat_s > 0, f"heartbeat_s is {self.heartbeat_s}: more than 0"),
+                (self.num_trace_records >= 1, f"num_trace_records is {self.num_trace_records}: at least 1"),
+            ),
+            "server",
+        )
