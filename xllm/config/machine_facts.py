@@ -39,9 +39,6 @@ class MachineFacts:
     """The GPU, or None."""
 
     @property
-    def has_fast_bf16(self) -> bool:
-        """True where bf16 products are native: any CUDA device from Ampere on, or a CPU with AVX512-BF16
-        or AMX."""
-        if self.gpu is not None:
-            return self.gpu.capability >= (8, 0)
+    def has_fast_cpu_bf16(self) -> bool:
+        """True where the CPU multiplies bf16 natively."""
         return bool({"avx512_bf16", "amx_bf16", "bf16"} & self.cpu_flags)

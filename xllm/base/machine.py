@@ -1,0 +1,132 @@
+"""Gathers MachineFacts from the operating system: cores, memory, container limits, CPU flags. No torch.
+
+GPU facts come from the body (or, where torch may not be loaded, stay None); they are passed in.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from xllm.config.machine_facts import GpuFacts, MachineFacts
+
+_NO_LIMIT = 2**60
+
+
+def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/")) -> MachineFacts:
+    """Read the facts of this machine; ``root`` is where /proc and /sys are looked for (tests give a copy).
+
+    Where a file is missing (not Linux) the operating system's own calls answer.
+    """
+    total, available = _memory(root)
+    limit, used = _cgroup_memory(root)
+    if limit is not None:
+        total = min(total, limit)
+        available = min(available, max(limit - used, 0))
+    cpuinfo = _read(root / "proc/cpuinfo")
+    return MachineFacts(
+        num_cores=_num_cores(root, cpuinfo),
+        memory_total_bytes=total,
+        memory_available_bytes=available,
+        memory_limit_bytes=limit,
+        cpu_name=_cpu_value(cpuinfo, "model name"),
+        cpu_flags=frozenset((_cpu_value(cpuinfo, "flags") or _cpu_value(cpuinfo, "Features")).split()),
+        gpu=gpu,
+    )
+
+
+def _num_cores(root: Path, cpuinfo: str) -> int:
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    physical = {_core_of(block) for block in cpuinfo.strip().split("\n\n") if _block_cpu(block) in allowed}
+    cores = len(physical - {None}) or len(allowed)
+    quota = _cgroup_cpus(root)
+    return max(1, min(cores, int(quota)) if quota is not None else cores)
+
+
+def _core_of(block: str) -> tuple[str, str] | None:
+    package, core = _cpu_value(block, "physical id"), _cpu_value(block, "core id")
+    return (package, core) if core else None
+
+
+def _block_cpu(block: str) -> int:
+    text = _cpu_value(block, "processor")
+    return int(text) if text.isdigit() else -1
+
+
+def _cpu_value(cpuinfo: str, key: str) -> str:
+    for line in cpuinfo.splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
+    return ""
+
+
+def _memory(root: Path) -> tuple[int, int]:
+    fields = {}
+    for line in _read(root / "proc/meminfo").splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if words and words[0].isdigit():
+            fields[name] = int(words[0]) * 1024
+    if "MemTotal" in fields:
+        return fields["MemTotal"], fields.get("MemAvailable", fields.get("MemFree", 0))
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = os.sysconf("SC_PHYS_PAGES") * page
+    has_free = "SC_AVPHYS_PAGES" in os.sysconf_names
+    return total, os.sysconf("SC_AVPHYS_PAGES") * page if has_free else total // 2
+
+
+def _cgroup_dirs(root: Path, controller: str) -> list[Path]:
+    """The process's control group and its ancestors, version 2 then version 1; a limit of any of them
+    binds."""
+    dirs = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers == "":
+            top = root / "sys/fs/cgroup"
+        elif controller in controllers.split(","):
+            top = root / "sys/fs/cgroup" / controller
+        else:
+            continue
+        parts = [part for part in path.split("/") if part and part != ".."]
+        dirs += [top.joinpath(*parts[:depth]) for depth in range(len(parts), -1, -1)]
+    return dirs
+
+
+def _cgroup_memory(root: Path) -> tuple[int | None, int]:
+    """(limit, used) of the tightest group that has a limit; page cache counts as free."""
+    tightest: tuple[int | None, int] = (None, 0)
+    for directory in _cgroup_dirs(root, "memory"):
+        limit = _read_int(directory / "memory.max") or _read_int(directory / "memory.limit_in_bytes")
+        if limit is None or limit >= _NO_LIMIT or (tightest[0] is not None and limit >= tightest[0]):
+            continue
+        used = _read_int(directory / "memory.current") or _read_int(directory / "memory.usage_in_bytes") or 0
+        stat = dict(line.split(maxsplit=1) for line in _read(directory / "memory.stat").splitlines())
+        cached = int(stat.get("inactive_file", stat.get("total_inactive_file", "0")))
+        tightest = (limit, max(used - cached, 0))
+    return tightest
+
+
+def _cgroup_cpus(root: Path) -> float | None:
+    quotas = []
+    for directory in _cgroup_dirs(root, "cpu"):
+        words = _read(directory / "cpu.max").split()
+        if len(words) == 2 and words[0].isdigit():
+            quotas.append(int(words[0]) / int(words[1]))
+        quota, period = _read_int(directory / "cpu.cfs_quota_us"), _read_int(directory / "cpu.cfs_period_us")
+        if quota is not None and quota > 0 and period:
+            quotas.append(quota / period)
+    return min(quotas, default=None)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _read_int(path: Path) -> int | None:
+    text = _read(path).strip()
+    return int(text) if text.lstrip("-").isdigit() else None

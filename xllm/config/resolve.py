@@ -1,0 +1,270 @@
+"""EngineConfig + ModelSpec + MachineFacts -> ResolvedEngineConfig: every "auto" decided, each with its
+reason.
+
+Pure: reads no file, no clock, no device. What is measured after loading (the KV blocks that really fit, a
+graph set) is another object and never flows back here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from xllm.config.check import check
+from xllm.config.load import DEFAULT, Source
+from xllm.config.machine_facts import MachineFacts
+from xllm.config.memory_plan import (
+    CPU_RESERVE_BYTES,
+    GPU_RESERVE_BYTES,
+    MAX_TIMED_BLOCKS,
+    MemoryPlan,
+    activation_bytes,
+    memory_budget,
+    plan_kv_bytes,
+)
+from xllm.config.model_spec import ModelSpec
+from xllm.config.resolved import Decision, ResolvedEngineConfig
+from xllm.config.serve import EngineConfig
+from xllm.types.kv_layout import KVLayout
+
+CPU_MAX_NUM_SEQS, GPU_MAX_NUM_SEQS = 128, 256
+CPU_BATCHED_TOKENS, GPU_BATCHED_TOKENS = 1024, 8192
+
+
+def resolve(
+    config: EngineConfig,
+    spec: ModelSpec,
+    machine: MachineFacts,
+    *,
+    sources: Mapping[str, Source] | None = None,
+) -> ResolvedEngineConfig:
+    """Decide every open value, then check the whole.
+
+    Raises:
+        ConfigError: the combination cannot work on this machine; lists every failed check with a value
+        that works.
+    """
+    resolved = _Resolver(config, spec, machine).run(sources or {})
+    check(config, resolved, machine)
+    return resolved
+
+
+class _Resolver:
+    """One pass over the open values, in the order in which they depend on each other."""
+
+    def __init__(self, config: EngineConfig, spec: ModelSpec, machine: MachineFacts) -> None:
+        self.config = config
+        self.spec = spec
+        self.machine = machine
+        self.is_timed = config.server.executor.startswith("timed:")
+        self.has_said_length = config.model.max_model_len is not None
+        self.decisions: list[Decision] = []
+
+    def run(self, sources: Mapping[str, Source]) -> ResolvedEngineConfig:
+        config = self.config
+        device = self.device()
+        dtype = self.dtype(device)
+        max_num_seqs = self.max_num_seqs(device)
+        longest = config.model.max_model_len or self.spec.max_context
+        max_num_batched_tokens = self.max_num_batched_tokens(device, max_num_seqs, longest)
+        layout = self.spec.kv_layout(block_size=config.cache.block_size, dtype=dtype)
+        memory, num_blocks = self.memory(device, dtype, max_num_seqs, max_num_batched_tokens, longest, layout)
+        return ResolvedEngineConfig(
+            model=config.model.model,
+            served_model_names=config.model.served_model_name or (config.model.model,),
+            load_format=config.model.load_format,
+            seed=config.model.seed,
+            spec=self.spec,
+            device=device,
+            dtype=dtype,
+            num_threads=self.num_threads(),
+            enforce_eager=config.runner.enforce_eager,
+            batch_invariant=config.runner.batch_invariant,
+            max_model_len=self.max_model_len(num_blocks * layout.block_size),
+            kv_layout=layout,
+            num_blocks=num_blocks,
+            enable_prefix_caching=config.cache.enable_prefix_caching,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_chunked_prefill=config.scheduler.enable_chunked_prefill,
+            scheduling_policy=config.scheduler.scheduling_policy,
+            max_num_queued_reqs=config.scheduler.max_num_queued_reqs,
+            max_num_queued_tokens=config.scheduler.max_num_queued_tokens,
+            max_preemptions=config.scheduler.max_preemptions,
+            watermark=config.scheduler.watermark,
+            pipeline_depth=1,
+            executor=config.server.executor,
+            memory=memory,
+            decisions=tuple(self.decisions),
+            warnings=self.warnings(device, sources),
+        )
+
+    def decide(self, key: str, value: Any, reason: str) -> Any:
+        self.decisions.append(Decision(key=key, value=value, reason=reason))
+        return value
+
+    def device(self) -> Literal["cpu", "cuda"]:
+        said = self.config.runner.device
+        if said != "auto":
+            return said
+        if self.is_timed:
+            self.decide("runner.device", "cpu", "a timed executor runs no model")
+            return "cpu"
+        if self.machine.gpu is not None:
+            self.decide("runner.device", "cuda", f"found {self.machine.gpu.name}")
+            return "cuda"
+        self.decide("runner.device", "cpu", "no GPU found")
+        return "cpu"
+
+    def dtype(self, device: str) -> Literal["float32", "bfloat16", "float16"]:
+        said = self.config.model.dtype
+        if said != "auto":
+            return said
+        own = self.spec.dtype
+        is_half = own in ("bfloat16", "float16")
+        if is_half and device == "cpu" and not self.is_timed:
+            if self.machine.has_fast_cpu_bf16:
+                reason = (
+                    "the checkpoint's"
+                    if own == "bfloat16"
+                    else "the checkpoint is float16; this CPU multiplies bf16"
+                )
+                self.decide("model.dtype", "bfloat16", reason)
+                return "bfloat16"
+            self.decide("model.dtype", "float32", f"the checkpoint is {own}; this CPU has no bf16 arithmetic")
+            return "float32"
+        if own == "bfloat16":
+            self.decide("model.dtype", own, "the checkpoint's")
+            return "bfloat16"
+        if own == "float16":
+            self.decide("model.dtype", own, "the checkpoint's")
+            return "float16"
+        self.decide("model.dtype", "float32", "the checkpoint's")
+        return "float32"
+
+    def num_threads(self) -> int:
+        said = self.config.runner.num_threads
+        if said is not None:
+            return said
+        cores = self.machine.num_cores
+        self.decide("runner.num_threads", cores, "physical cores this process may use")
+        return cores
+
+    def max_num_seqs(self, device: str) -> int:
+        said = self.config.scheduler.max_num_seqs
+        if said is not None:
+            return said
+        usual = GPU_MAX_NUM_SEQS if device == "cuda" else CPU_MAX_NUM_SEQS
+        budget = self.config.scheduler.max_num_batched_tokens
+        if budget is not None and budget < usual:
+            self.decide(
+                "scheduler.max_num_seqs", budget, "more sequences than max_num_batched_tokens cannot step"
+            )
+            return budget
+        self.decide("scheduler.max_num_seqs", usual, f"usual on {device}")
+        return usual
+
+    def max_num_batched_tokens(self, device: str, max_num_seqs: int, longest: int) -> int:
+        said = self.config.scheduler.max_num_batched_tokens
+        if said is not None:
+            return said
+        key = "scheduler.max_num_batched_tokens"
+        usual = GPU_BATCHED_TOKENS if device == "cuda" else CPU_BATCHED_TOKENS
+        if not self.config.scheduler.enable_chunked_prefill and longest > usual:
+            self.decide(key, longest, "max_model_len: without chunked prefill a prompt is one piece")
+            return longest
+        if max_num_seqs > usual:
+            self.decide(key, max_num_seqs, "one token for each of max_num_seqs")
+            return max_num_seqs
+        self.decide(key, usual, f"usual on {device}")
+        return usual
+
+    def memory(
+        self,
+        device: str,
+        dtype: str,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        longest: int,
+        layout: KVLayout,
+    ) -> tuple[MemoryPlan, int]:
+        cache = self.config.cache
+        block_bytes = layout.bytes_per_block()
+        useful_blocks = max_num_seqs * -(-longest // layout.block_size)
+        if self.is_timed:
+            budget, budget_text, weights, activations, reserve = (
+                0,
+                "a timed executor holds no tensors",
+                0,
+                0,
+                0,
+            )
+        else:
+            budget, budget_text = memory_budget(
+                self.machine, device=device, gpu_memory_utilization=cache.gpu_memory_utilization
+            )
+            weights = self.spec.weight_bytes(dtype)
+            activations = activation_bytes(
+                self.spec,
+                dtype=dtype,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_seqs=max_num_seqs,
+                max_model_len=longest,
+            )
+            reserve = GPU_RESERVE_BYTES if device == "cuda" else CPU_RESERVE_BYTES
+        if cache.num_gpu_blocks_override is not None:
+            num_blocks = cache.num_gpu_blocks_override
+            if cache.kv_cache_memory_bytes is None:
+                self.decide(
+                    "cache.kv_cache_memory_bytes", num_blocks * block_bytes, "num_gpu_blocks_override blocks"
+                )
+        elif cache.kv_cache_memory_bytes is not None:
+            num_blocks = cache.kv_cache_memory_bytes // block_bytes
+        elif self.is_timed:
+            num_blocks = min(useful_blocks, MAX_TIMED_BLOCKS)
+            self.decide("cache.kv_cache_memory_bytes", num_blocks * block_bytes, "timed: no bytes are held")
+        else:
+            left = budget - weights - activations - reserve
+            kv_bytes, reason = plan_kv_bytes(
+                left_bytes=left,
+                useful_bytes=useful_blocks * block_bytes,
+                least_bytes=-(-longest // layout.block_size) * block_bytes if self.has_said_length else 0,
+                device=device,
+            )
+            num_blocks = kv_bytes // block_bytes
+            self.decide("cache.kv_cache_memory_bytes", num_blocks * block_bytes, reason)
+        plan = MemoryPlan(
+            budget_bytes=budget,
+            budget_text=budget_text,
+            weights_bytes=weights,
+            activations_bytes=activations,
+            reserve_bytes=reserve,
+            kv_bytes=num_blocks * block_bytes,
+        )
+        return plan, num_blocks
+
+    def max_model_len(self, capacity_tokens: int) -> int:
+        said = self.config.model.max_model_len
+        if said is not None:
+            return said
+        own = self.spec.max_context
+        if 2 <= capacity_tokens < own:
+            reason = f"what the KV memory can hold; the model would allow {own}"
+            self.decide("model.max_model_len", capacity_tokens, reason)
+            return capacity_tokens
+        self.decide("model.max_model_len", own, "the model's own limit")
+        return own
+
+    def warnings(self, device: str, sources: Mapping[str, Source]) -> tuple[str, ...]:
+        idle = []
+        if device == "cpu" and _was_said(sources, "cache.gpu_memory_utilization"):
+            idle.append("gpu_memory_utilization has no effect on a CPU; use kv_cache_memory_bytes")
+        if device == "cuda" and _was_said(sources, "runner.num_threads"):
+            idle.append("num_threads has little effect on a GPU")
+        if self.is_timed and _was_said(sources, "model.load_format"):
+            idle.append("load_format has no effect with a timed executor: no weights are loaded")
+        return tuple(idle)
+
+
+def _was_said(sources: Mapping[str, Source], key: str) -> bool:
+    return sources.get(key, DEFAULT).kind != "default"

@@ -1,0 +1,93 @@
+"""What resolve() returns: a configuration without "auto", the decisions behind it, and how they read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from xllm.config.memory_plan import MemoryPlan
+from xllm.config.model_spec import ModelSpec
+from xllm.types.kv_layout import KVLayout
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """One value that was decided, not said."""
+
+    key: str
+    """``section.field``."""
+    value: Any
+    """What was chosen."""
+    reason: str
+    """Why."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedEngineConfig:
+    """What an engine is built from: no "auto" left."""
+
+    model: str
+    """Directory or hub id as given."""
+    served_model_names: tuple[str, ...]
+    """Names clients may use; the first is reported."""
+    load_format: Literal["auto", "dummy"]
+    """Where weights come from."""
+    seed: int
+    """Seed of dummy weights and of requests without one."""
+    spec: ModelSpec
+    """The model's facts."""
+    device: Literal["cpu", "cuda"]
+    """Where the model runs."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """Number format of weights, activations and KV."""
+    num_threads: int
+    """Threads of a step on a CPU."""
+    enforce_eager: bool
+    """Never capture graphs."""
+    batch_invariant: bool
+    """Logits independent of batch and chunking."""
+    max_model_len: int
+    """Longest prompt + output in tokens."""
+    kv_layout: KVLayout
+    """What a block holds."""
+    num_blocks: int
+    """KV blocks planned; on a GPU the body may find after loading that fewer fit."""
+    enable_prefix_caching: bool
+    """Reuse KV of equal beginnings."""
+    max_num_seqs: int
+    """Sequences running at once."""
+    max_num_batched_tokens: int
+    """Token budget of a step."""
+    enable_chunked_prefill: bool
+    """Cut long prompts."""
+    scheduling_policy: Literal["fcfs", "priority"]
+    """Order of the queue."""
+    max_num_queued_reqs: int
+    """0: no limit."""
+    max_num_queued_tokens: int
+    """0: no limit."""
+    max_preemptions: int
+    """After this many a sequence is the last choice as a victim."""
+    watermark: float
+    """Share of blocks kept free at admission."""
+    pipeline_depth: int
+    """Steps in flight; 1 without async scheduling."""
+    executor: str
+    """``local`` or ``timed:PROFILE``."""
+    memory: MemoryPlan
+    """The sum behind num_blocks."""
+    decisions: tuple[Decision, ...]
+    """Every value that was decided, with its reason; to be logged."""
+    warnings: tuple[str, ...]
+    """Settings that have no effect here; to be logged."""
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self.kv_layout.block_size
+
+    @property
+    def reasons(self) -> Mapping[str, Decision]:
+        """Decisions by key."""
+        return {decision.key: decision for decision in self.decisions}
