@@ -107,6 +107,8 @@ class Failure(Struct, frozen=True, kw_only=True, tag="failure"):
 
     error: OutputError
     hint: str = ""
+    param: str | None = None
+    """The request field at fault."""
     retry_after_s: float | None = None
 
 
