@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -16,7 +17,7 @@ def stream(
 ) -> list[str]:
     detokenizer = IncrementalDetokenizer(tokenizer, skip, prompt)
     edges = [0, *sorted(cuts), len(ids)]
-    parts = [detokenizer.push(ids[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [detokenizer.push(ids[a:b]) for a, b in itertools.pairwise(edges)]
     return [*parts, detokenizer.flush()]
 
 
