@@ -1,10 +1,11 @@
 """Things every room needs and that need no room above: no torch, no sockets, no global state.
 
-clock.py     the only source of time: Clock, MonotonicClock, ManualClock
-waits.py     every wait of a process with owner, reason and deadline; the SIGUSR1 dump
-trace.py     always-on ring of scheduling decisions per request
-registry.py  plug-in tables: name -> "module:attribute", imported when asked for
-metrics.py   the declared table of Prometheus metrics and one registry object over it
-log.py       logging set-up: one line per record, human or JSON
-machine.py   gathers MachineFacts (cores, memory, cgroup limits, CPU flags) without torch
+clock.py        the only source of time: Clock, MonotonicClock, ManualClock
+waits.py        every wait of a process with owner, reason and deadline; the SIGUSR1 dump
+trace.py        always-on ring of scheduling decisions per request
+registry.py     plug-in tables: name -> "module:attribute", imported when asked for
+metrics.py      the declared table of Prometheus metrics and one registry object over it
+log.py          logging set-up: one line per record, human or JSON
+model_files.py  where a model's files are: demo, directory, hub id
+machine.py      gathers MachineFacts (cores, memory, cgroup limits, CPU flags) without torch
 """

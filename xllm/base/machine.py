@@ -1,11 +1,14 @@
 """Gathers MachineFacts from the operating system: cores, memory, container limits, CPU flags. No torch.
 
-GPU facts come from the body (or, where torch may not be loaded, stay None); they are passed in.
+GPU facts are passed in by the body, which asks torch, or by processes without torch, which ask the
+driver's own tool (:func:`query_gpu_facts`).
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 from xllm.config.machine_facts import GpuFacts, MachineFacts
@@ -32,6 +35,32 @@ def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/"))
         cpu_name=_cpu_value(cpuinfo, "model name"),
         cpu_flags=frozenset((_cpu_value(cpuinfo, "flags") or _cpu_value(cpuinfo, "Features")).split()),
         gpu=gpu,
+    )
+
+
+def query_gpu_facts(*, timeout_s: float = 10.0) -> GpuFacts | None:
+    """The first visible NVIDIA GPU as ``nvidia-smi`` reports it; None where there is none or it does not
+    answer."""
+    tool = shutil.which("nvidia-smi")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if tool is None or (visible is not None and visible.strip() in ("", "-1")):
+        return None
+    fields = "name,memory.total,memory.free,compute_cap"
+    command = [tool, f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
+    if visible:
+        command.append(f"--id={visible.split(',')[0]}")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    cells = [cell.strip() for cell in answer.stdout.strip().partition("\n")[0].split(",")]
+    if len(cells) != 4 or not (cells[1].isdigit() and cells[2].isdigit()):
+        return None
+    major, _, minor = cells[3].partition(".")
+    capability = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else (0, 0)
+    mib = 1024**2
+    return GpuFacts(
+        name=cells[0], total_bytes=int(cells[1]) * mib, free_bytes=int(cells[2]) * mib, capability=capability
     )
 
 

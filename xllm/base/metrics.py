@@ -1,0 +1,235 @@
+"""The declared table of Prometheus metrics, and one registry object over it that is passed around.
+
+Only the edge process has one: engines report their totals over RPC and the edge renders once, so no metric
+is ever merged from files of several processes. Names are ``xllm:...``; a row that means the same as one of
+vLLM's carries that name, and ``render(compat="vllm")`` adds it a second time under ``vllm:...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+PREFIX = "xllm:"
+
+_SECONDS = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    40.0,
+)
+_LONG_SECONDS = (
+    0.3,
+    0.5,
+    0.8,
+    1.0,
+    1.5,
+    2.0,
+    2.5,
+    5.0,
+    10.0,
+    15.0,
+    20.0,
+    30.0,
+    40.0,
+    50.0,
+    60.0,
+    120.0,
+    240.0,
+    480.0,
+)
+_TOKEN_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.4,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricRow:
+    """One metric as declared."""
+
+    name: str
+    """Without the prefix; a counter's ``_total`` is added on the wire."""
+    kind: Literal["counter", "gauge", "histogram"]
+    """Type."""
+    help: str
+    """One sentence."""
+    labels: tuple[str, ...] = ()
+    """Labels beside those common to all rows (model_name, engine)."""
+    buckets: tuple[float, ...] = ()
+    """Upper bounds, of a histogram."""
+    is_vllm: bool = False
+    """True when vLLM has a metric of this name and meaning."""
+
+
+def _counter(name: str, help_text: str, *labels: str, is_vllm: bool = False) -> MetricRow:
+    return MetricRow(name=name, kind="counter", help=help_text, labels=labels, is_vllm=is_vllm)
+
+
+def _gauge(name: str, help_text: str, *labels: str, is_vllm: bool = False) -> MetricRow:
+    return MetricRow(name=name, kind="gauge", help=help_text, labels=labels, is_vllm=is_vllm)
+
+
+def _histogram(name: str, help_text: str, buckets: tuple[float, ...], *, is_vllm: bool = True) -> MetricRow:
+    return MetricRow(name=name, kind="histogram", help=help_text, buckets=buckets, is_vllm=is_vllm)
+
+
+METRICS: tuple[MetricRow, ...] = (
+    _counter("prompt_tokens", "Prompt tokens of admitted requests.", is_vllm=True),
+    _counter("generation_tokens", "Tokens generated.", is_vllm=True),
+    _counter("request_success", "Requests ended, by finish reason.", "finished_reason", is_vllm=True),
+    _counter("num_preemptions", "Sequences preempted for want of KV blocks.", is_vllm=True),
+    _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", is_vllm=True),
+    _counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", is_vllm=True),
+    _counter("engine_steps", "Steps that the engine completed."),
+    _counter("http_requests", "HTTP responses, by method, route and status.", "method", "handler", "status"),
+    _counter("requests_refused", "Requests answered 429 or 503 without being started.", "reason"),
+    _counter("client_disconnects", "Requests aborted because their client went away."),
+    _gauge("num_requests_running", "Sequences in the running set.", is_vllm=True),
+    _gauge("num_requests_waiting", "Requests waiting to be admitted.", is_vllm=True),
+    _gauge("num_requests_paused", "Sequences that are resident but not in the current step."),
+    _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", is_vllm=True),
+    _gauge("num_kv_blocks", "KV blocks, by state.", "state"),
+    _gauge("engine_healthy", "1 while the engine answers and makes progress.", is_vllm=True),
+    _gauge("waits", "Waits in progress in this process."),
+    _gauge("waits_overdue", "Waits past their deadline."),
+    _histogram("time_to_first_token_seconds", "Arrival to first token.", _SECONDS),
+    _histogram("inter_token_latency_seconds", "Between two tokens of a stream.", _TOKEN_SECONDS),
+    _histogram(
+        "request_time_per_output_token_seconds", "Mean per request, first token aside.", _TOKEN_SECONDS
+    ),
+    _histogram("e2e_request_latency_seconds", "Arrival to end.", _LONG_SECONDS),
+    _histogram("request_queue_time_seconds", "Arrival to admission.", _LONG_SECONDS),
+    _histogram("request_prefill_time_seconds", "Admission to first token.", _LONG_SECONDS),
+    _histogram("request_decode_time_seconds", "First token to last.", _LONG_SECONDS),
+    _histogram("request_inference_time_seconds", "Admission to last token.", _LONG_SECONDS),
+    _histogram("request_prompt_tokens", "Prompt length.", _TOKENS),
+    _histogram("request_generation_tokens", "Output length.", _TOKENS),
+    _histogram("request_params_n", "Choices asked for.", (1, 2, 5, 10, 20)),
+    _histogram("request_params_max_tokens", "Output limit asked for.", _TOKENS),
+    _histogram("step_duration_seconds", "Length of an engine step.", _TOKEN_SECONDS, is_vllm=False),
+)
+
+
+class Metrics:
+    """The metrics of one process; children are kept, so a hot path pays one dict look-up and one add.
+
+    ``common`` labels (model_name, engine) stand on every series. Every series without own labels exists
+    from the start with value 0, so that a dashboard can tell "none yet" from "not measured".
+    """
+
+    def __init__(self, common: Mapping[str, str], rows: Iterable[MetricRow] = METRICS) -> None:
+        self.rows = {row.name: row for row in rows}
+        self._common = dict(common)
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._metrics = {row.name: self._declare(row) for row in self.rows.values()}
+        self._children: dict[tuple[str, tuple[str, ...]], Counter | Gauge | Histogram] = {}
+        self._totals: dict[tuple[str, tuple[str, ...]], float] = {}
+        for row in self.rows.values():
+            if not row.labels:
+                self._child(row.name, ())
+
+    def inc(self, name: str, amount: float = 1.0, *labels: str) -> None:
+        """Add to a counter; ``labels`` in the order of the row."""
+        cast(Counter, self._child(name, labels)).inc(amount)
+
+    def set(self, name: str, value: float, *labels: str) -> None:
+        """Set a gauge."""
+        cast(Gauge, self._child(name, labels)).set(value)
+
+    def observe(self, name: str, value: float, *labels: str) -> None:
+        """Add one observation to a histogram."""
+        cast(Histogram, self._child(name, labels)).observe(value)
+
+    def report_total(self, name: str, total: float, *labels: str) -> None:
+        """Bring a counter up to another process's running total; a smaller total means that process
+        restarted."""
+        key = (name, labels)
+        before = self._totals.get(key, 0.0)
+        self._totals[key] = total
+        self.inc(name, total - before if total >= before else total, *labels)
+
+    def render(self, compat: str = "none") -> bytes:
+        """The text exposition; ``compat="vllm"`` adds the parallel metrics under vLLM's names."""
+        families = {PREFIX + row.name: PREFIX for row in self.rows.values()}
+        text = generate_latest(_View(self._registry, families))
+        if compat == "vllm":
+            parallel = {PREFIX + row.name: "vllm:" for row in self.rows.values() if row.is_vllm}
+            text += generate_latest(_View(self._registry, parallel))
+        return text
+
+    def _declare(self, row: MetricRow) -> Counter | Gauge | Histogram:
+        labels = (*self._common, *row.labels)
+        name = PREFIX + row.name
+        if row.kind == "counter":
+            return Counter(name, row.help, labels, registry=self._registry)
+        if row.kind == "gauge":
+            return Gauge(name, row.help, labels, registry=self._registry)
+        return Histogram(name, row.help, labels, registry=self._registry, buckets=row.buckets)
+
+    def _child(self, name: str, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+        child = self._children.get((name, labels))
+        if child is None:
+            child = self._metrics[name].labels(*self._common.values(), *labels)
+            self._children[(name, labels)] = child
+        return child
+
+
+class _View(CollectorRegistry):
+    """Some families of another registry, under another prefix, without the ``_created`` series nobody
+    reads."""
+
+    def __init__(self, registry: CollectorRegistry, prefixes: Mapping[str, str]) -> None:
+        super().__init__(auto_describe=False)
+        self._source = registry
+        self._prefixes = prefixes
+
+    def collect(self) -> Iterable[Metric]:
+        """Copy each listed family."""
+        for family in self._source.collect():
+            prefix = self._prefixes.get(family.name)
+            if prefix is None:
+                continue
+            copy = Metric(prefix + family.name.removeprefix(PREFIX), family.documentation, family.type)
+            copy.samples = [
+                sample._replace(name=prefix + sample.name.removeprefix(PREFIX))
+                for sample in family.samples
+                if not sample.name.endswith("_created")
+            ]
+            yield copy

@@ -1,0 +1,27 @@
+"""``xllm serve [MODEL]``: the HTTP edge and one engine, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+
+from xllm.base.log import setup_logging
+from xllm.cli.flags import add_config_flags, load_from_flags, print_config
+from xllm.config.serve import SERVE_SECTIONS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All flags of the engine and of the edge."""
+    add_config_flags(parser, SERVE_SECTIONS)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the configuration, then serve until a signal comes."""
+    loaded = load_from_flags(args)
+    if args.print_config:
+        print_config(loaded, args.print_config)
+        return 0
+    config = loaded.serve()
+    setup_logging(config.engine.log, "serve")
+    from xllm.launch.local import serve
+
+    return serve(config)
