@@ -22,7 +22,7 @@ from xllm.errors import XllmError
 CORE = ("torch", "numpy", "safetensors", "tokenizers", "msgspec", "fastapi", "uvicorn", "uvloop", "httptools")
 OPTIONAL = (
     ("triton", "GPU kernels", "cuda"),
-    ("etcd3gw", "clusters", "etcd"),
+    ("aetcd", "clusters", "etcd"),
     ("transformers", "numeric tests", "dev"),
     ("openai", "end-to-end tests", "dev"),
 )

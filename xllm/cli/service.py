@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="ENDPOINT",
-        help="endpoint of a running engine: tcp://HOST:PORT or unix:///PATH; may be repeated",
+        help="endpoint of a running engine: unix:/PATH or HOST:PORT; may be repeated",
     )
 
 

@@ -27,10 +27,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         kind, _, profile = self.executor.partition(":")
         known = self.executor == "local" or (kind == "timed" and bool(profile))
-        scheme = self.endpoint == "auto" or self.endpoint.startswith(("tcp://", "unix://"))
+        is_address = self.endpoint == "auto" or ":" in self.endpoint
         require(
             (
-                (scheme, f"endpoint is {self.endpoint!r}: use auto, tcp://HOST:PORT or unix:///PATH"),
+                (is_address, f"endpoint is {self.endpoint!r}: use auto, unix:/PATH or HOST:PORT"),
                 (known, f"executor is {self.executor!r}: use local or timed:PROFILE"),
                 (0 <= self.grace_s < float("inf"), f"grace_s is {self.grace_s}: at least 0"),
                 (self.heartbeat_s > 0, f"heartbeat_s is {self.heartbeat_s}: more than 0"),
