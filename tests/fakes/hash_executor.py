@@ -1,0 +1,87 @@
+"""A body without a model: keeps rows and KV contents, answers with hashed tokens, and checks what it reads.
+
+It stores, per KV slot, the token and position that were written there. A row that attends to a slot holding anything
+else than its own history fails the test: that is how wrong sharing, a missed copy or a stale block shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from xllm.types.batch import Batch, BatchResult, NewRow, StepMask
+from xllm.types.output import OutputError
+
+
+def next_token(history: Sequence[int], seed: int, choice: int, vocab_size: int) -> int:
+    """The model of this fake: a hash of everything so far."""
+    raw = repr((tuple(history), seed, choice)).encode()
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=4).digest(), "little") % vocab_size
+
+
+class HashExecutor:
+    """Runs a Batch at once; ``outcome`` chooses how the step ends."""
+
+    def __init__(self, *, block_size: int, num_blocks: int, vocab_size: int, kv_group: int = 0) -> None:
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.kv_group = kv_group
+        self.slots: list[tuple[int, int] | None] = [None] * (num_blocks * block_size)
+        self.rows: dict[int, NewRow] = {}
+        self.tokens: dict[int, list[int]] = {}
+        self.tables: dict[int, list[int]] = {}
+        self.num_tokens_computed = 0
+        self.num_copies = 0
+        self.masks: dict[int, StepMask] = {}
+
+    def run(self, batch: Batch, outcome: str = "ok") -> BatchResult:
+        """Carry out one step and answer."""
+        if outcome == "failed":  # nothing of it happened, the worst case for the brain
+            return BatchResult(step=batch.step, status="failed", error=OutputError("InternalError", 500, "injected"))
+        for row in batch.freed_rows:
+            for held in (self.rows, self.tokens, self.tables):
+                held.pop(row, None)
+        for new in batch.new_rows:
+            self.rows[new.row] = new
+            self.tokens[new.row] = list(new.token_ids)
+            self.tables[new.row] = list(new.block_tables[self.kv_group])
+        for copy in batch.copies:
+            if copy.group == self.kv_group:
+                self.num_copies += 1
+                a, b = copy.source * self.block_size, copy.target * self.block_size
+                self.slots[b : b + copy.num_slots] = self.slots[a : a + copy.num_slots]
+        for row in batch.rows:
+            if row.new_block_ids:
+                self.tables[row.row].extend(row.new_block_ids[self.kv_group])
+        if outcome == "interrupted":  # half of the KV was written
+            self._write(batch, share=0.5)
+            return BatchResult(step=batch.step, status="interrupted")
+        self._write(batch)
+        return BatchResult(step=batch.step, status="ok", tokens=tuple(self._sample(batch)))
+
+    def _slot(self, row: int, position: int) -> int:
+        return self.tables[row][position // self.block_size] * self.block_size + position % self.block_size
+
+    def _write(self, batch: Batch, share: float = 1.0) -> None:
+        for row in batch.rows:
+            count = int(row.num_new_tokens * share)
+            for position in range(row.start, row.start + count):
+                self.slots[self._slot(row.row, position)] = (self.tokens[row.row][position], position)
+                self.num_tokens_computed += 1
+
+    def _sample(self, batch: Batch) -> list[tuple[int, ...]]:
+        out = []
+        for row in batch.rows:
+            history = self.tokens[row.row]
+            for position in range(row.start + row.num_new_tokens):
+                got = self.slots[self._slot(row.row, position)]
+                assert got == (history[position], position), f"row {row.row} reads {got} at position {position}"
+            if not row.num_logits:
+                out.append(())
+                continue
+            new = self.rows[row.row]
+            token = next_token(history, new.request.seed, new.choice, self.vocab_size)
+            assert len(history) == row.start + row.num_new_tokens
+            history.append(token)
+            out.append((token,))
+        return out

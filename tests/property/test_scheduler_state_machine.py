@@ -1,0 +1,201 @@
+"""Random add / abort / step / fail / interrupt on tiny pools: the brain keeps its invariants and loses nothing.
+
+The executor behind it stores what every KV slot holds and refuses to read anything but a row's own history, so wrong
+sharing shows as a failure and not as a wrong token. Each finished request's tokens must equal those of a lone run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+
+import pytest
+
+from tests.fakes.hash_executor import HashExecutor, next_token
+from xllm.base.clock import ManualClock
+from xllm.engine.brain import build_brain
+from xllm.engine.core.engine_core import EngineCore
+from xllm.engine.scheduler.limits import SchedulerLimits
+from xllm.errors import CapacityError
+from xllm.types.kv_layout import KVComponent, KVGroup, KVLayout
+from xllm.types.output import RequestOutput
+from xllm.types.request import Request
+from xllm.types.sampling import SamplingParams
+
+VOCAB, BLOCK, MAX_LEN = 50, 4, 40
+OPERATIONS = int(os.environ.get("XLLM_PROPERTY_OPERATIONS", "100000"))
+
+
+def make_layout(*, with_state: bool) -> KVLayout:
+    component = KVComponent(name="k", dtype="float32", shape=(1, 2))
+    groups = [KVGroup(name="attention", layers=(0,), kind="full", components=(component,))]
+    if with_state:
+        groups.insert(0, KVGroup(name="recurrent", layers=(1,), kind="state", components=(component,)))
+    return KVLayout(block_size=BLOCK, groups=tuple(groups))
+
+
+class Model:
+    """The brain under test with its body, and what has been promised to the outside."""
+
+    def __init__(self, rng: random.Random, *, depth: int, with_state: bool, caching: bool, policy: str) -> None:
+        self.rng = rng
+        num_blocks = rng.choice([10, 12, 20, 40])
+        self.clock = ManualClock()
+        limits = SchedulerLimits(
+            max_num_seqs=rng.choice([1, 2, 4, 8]),
+            max_num_batched_tokens=rng.choice([1, 3, 7, 16, 64]),
+            max_model_len=MAX_LEN,
+            max_num_queued_reqs=20,
+            watermark=rng.choice([0.0, 0.1]),
+        )
+        blocks = [16, num_blocks] if with_state else [num_blocks]
+        self.core: EngineCore = build_brain(
+            layout=make_layout(with_state=with_state),
+            num_blocks=blocks,
+            limits=limits,
+            vocab_size=VOCAB,
+            clock=self.clock,
+            enable_prefix_caching=caching,
+            scheduling_policy=policy,
+            depth=depth,
+        )
+        group = 1 if with_state else 0
+        self.body = HashExecutor(block_size=BLOCK, num_blocks=num_blocks, vocab_size=VOCAB, kv_group=group)
+        self.inflight: list[tuple[object, str]] = []
+        self.requests: dict[str, Request] = {}
+        self.tokens: dict[tuple[str, int], list[int]] = {}
+        self.ended: Counter[tuple[str, int]] = Counter()
+        self.reasons: Counter[str] = Counter()
+        self.seen = Counter[str]()
+        self.prefixes = [[rng.randrange(VOCAB) for _ in range(rng.randrange(1, 25))] for _ in range(3)]
+
+    def add(self) -> None:
+        rng = self.rng
+        prompt = list(rng.choice(self.prefixes)) if rng.random() < 0.7 else []
+        prompt += [rng.randrange(VOCAB) for _ in range(rng.randrange(0, 10))]
+        prompt = prompt[: MAX_LEN - 2] or [1]
+        request = Request(
+            id=f"r{len(self.requests)}",
+            prompt_token_ids=tuple(prompt),
+            seed=rng.randrange(1000),
+            sampling=SamplingParams(
+                n=rng.choice([1, 1, 1, 2, 3]),
+                max_tokens=rng.randrange(1, 12),
+                stop_token_ids=(7,),
+                min_tokens=rng.choice([0, 0, 1]),
+            ),
+            eos_token_ids=(3,),
+            priority=rng.randrange(3),
+            offline=rng.random() < 0.2,
+            cache_salt=rng.choice(["", "", "s"]),
+            deadline_in_s=rng.choice([None, None, None, 5.0]),
+        )
+        try:
+            self.core.add(request)
+        except CapacityError:
+            self.seen["refused"] += 1
+            return
+        self.requests[request.id] = request
+
+    def take(self, outputs: list[RequestOutput]) -> None:
+        for out in outputs:
+            key = (out.request_id, out.choice)
+            assert not self.ended[key], f"{key} spoke after its end"
+            tokens = self.tokens.setdefault(key, [])
+            assert out.first_token_index == len(tokens), "token indices have a gap"
+            tokens.extend(out.token_ids)
+            if out.finish_reason is not None:
+                assert out.usage is not None
+                assert out.usage.num_output_tokens == len(tokens)
+                self.ended[key] += 1
+                self.reasons[out.finish_reason] += 1
+
+    def submit(self) -> None:
+        batch = self.core.next_batch()
+        if batch is not None:
+            self.seen["chunked"] += sum(1 for r in batch.rows if r.num_logits == 0)
+            self.seen["overlapped"] += len(self.inflight)
+            self.inflight.append((batch, self.rng.choices(["ok", "failed", "interrupted"], [0.94, 0.02, 0.04])[0]))
+
+    def answer(self) -> None:
+        if self.inflight:
+            batch, outcome = self.inflight.pop(0)
+            for mask in self.core.take_masks():
+                self.body.masks[mask.step] = mask
+            self.take(self.core.on_result(self.body.run(batch, outcome)))  # type: ignore[arg-type]
+            self.seen[outcome] += 1
+
+    def abort(self) -> None:
+        live = [r for r in self.requests if any(not self.ended[(r, c)] for c in range(self.requests[r].sampling.n))]
+        if live:
+            request = self.rng.choice(live)
+            choice = self.rng.choice([None, 0])
+            self.take(self.core.abort(request, 0, choice, self.rng.choice(["abort", "stop"])))
+
+    def tick(self) -> None:
+        self.clock.advance(self.rng.random())
+        self.take(self.core.tick())
+
+    def drain(self) -> None:
+        for _ in range(20_000):
+            if not self.core.num_unfinished and not self.inflight:
+                break
+            batch = self.core.next_batch()
+            if batch is not None:
+                self.inflight.append((batch, "ok"))
+            else:
+                assert self.inflight, f"stuck: {list(self.core.scheduler.sequences())}"
+                self.answer()
+            self.core.check()
+        for request in self.requests.values():
+            for choice in range(request.sampling.n):
+                assert self.ended[(request.id, choice)] == 1, f"{request.id}:{choice} ended {self.ended}"
+
+    def verify_tokens(self) -> None:
+        """Every stream is a prefix of what a lone run gives."""
+        for (request_id, choice), tokens in self.tokens.items():
+            request = self.requests[request_id]
+            history = list(request.prompt_token_ids)
+            for token in tokens:
+                assert token == next_token(history, request.seed, choice, VOCAB)
+                history.append(token)
+
+
+def run_machine(seed: int, operations: int, *, depth: int, with_state: bool, caching: bool, policy: str) -> Model:
+    model = Model(random.Random(seed), depth=depth, with_state=with_state, caching=caching, policy=policy)
+    actions = [model.add, model.submit, model.answer, model.abort, model.tick]
+    for _ in range(operations):
+        model.rng.choices(actions, [2, 8, 8, 0.3, 0.3])[0]()
+        model.core.check()
+    model.drain()
+    model.verify_tokens()
+    load = model.core.load()
+    assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
+    assert load.blocks_free + load.blocks_cached == load.blocks_total
+    model.seen["hits"] += model.core.scheduler.num_hit_tokens
+    model.seen["preemptions"] += model.core.scheduler.num_preemptions
+    model.seen["copies"] += model.body.num_copies
+    return model
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.timeout(600)
+def test_random_operations(depth: int, with_state: bool, caching: bool) -> None:
+    """10^5 operations over all cells, in many short lives with different pools."""
+    per_life, total = 250, Counter[str]()
+    lives = max(1, OPERATIONS // 8 // per_life)
+    for life in range(lives):
+        policy = ["fcfs", "priority"][life % 2]
+        seed = life * 100 + depth * 4 + with_state * 2 + caching
+        model = run_machine(seed, per_life, depth=depth, with_state=with_state, caching=caching, policy=policy)
+        total.update(model.seen)
+        total.update(model.reasons)
+    acted = {"ok", "failed", "interrupted", "chunked", "preemptions", "stop", "length", "abort", "deadline", "error"}
+    if caching and not with_state:
+        acted |= {"hits", "copies"}
+    if depth == 2:
+        acted.add("overlapped")
+    assert not [name for name in acted if total[name] == 0], f"never happened: {total}"

@@ -1,0 +1,37 @@
+"""What one sequence holds in the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from xllm.types.ids import BlockHash, BlockId
+
+
+@dataclass(slots=True)
+class BlockTables:
+    """Blocks of one sequence per KV group, and how far their contents are named.
+
+    For ``full``, ``window`` and ``latent`` groups the i-th block holds tokens ``i*bs .. (i+1)*bs``. A ``state`` group has
+    exactly two blocks: ``[read, write]``; they flip when a step commits.
+    """
+
+    groups: tuple[list[BlockId], ...]
+    num_mentioned: list[int]
+    """Per group, blocks the body has been told about."""
+    hashes: list[BlockHash] = field(default_factory=list)
+    """Names of the sequence's full blocks with known ids, in order; grows as tokens become known."""
+    num_promised: int = 0
+    """Leading blocks that were offered to the prefix index, or came from it."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks held over all groups."""
+        return sum(len(g) for g in self.groups)
+
+    def take_new(self) -> tuple[tuple[BlockId, ...], ...]:
+        """Blocks the body does not know yet, per group; they count as mentioned from now on."""
+        out = []
+        for index, blocks in enumerate(self.groups):
+            out.append(tuple(blocks[self.num_mentioned[index] :]))
+            self.num_mentioned[index] = len(blocks)
+        return tuple(out)
