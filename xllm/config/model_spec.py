@@ -199,9 +199,8 @@ def read_model_spec(directory: str | Path) -> ModelSpec:
         rope=_read_rope(reader, max_position),
         tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
         dtype=_read_dtype(reader),
-        has_qkv_bias=family.always_qkv_bias
-        or (family.may_have_bias and reader.flag("attention_bias", default=False)),
-        has_o_bias=family.may_have_bias and reader.flag("attention_bias", default=False),
+        has_qkv_bias=family.always_qkv_bias or attention_bias,
+        has_o_bias=attention_bias,
         has_mlp_bias=family.may_have_mlp_bias and reader.flag("mlp_bias", default=False),
         has_qk_norm=family.has_qk_norm,
         windows=_read_windows(reader, family, num_layers),

@@ -1,0 +1,16 @@
+"""Attention over block tables: what a step's attention needs to know, and the backends that use it.
+
+metadata.py    AttentionMetadata and its groups: a step's rows, planned once for all layers
+planner.py     plans the metadata from query lengths, sequence lengths and block tables
+backend.py     the protocol of backends
+reference.py   the torch backend: write new keys and values, then attend group by group
+"""
+
+from __future__ import annotations
+
+from xllm.engine.attention.backend import AttentionBackend
+from xllm.engine.attention.metadata import AttentionMetadata, RowGroup
+from xllm.engine.attention.planner import AttentionPlanner
+from xllm.engine.attention.reference import ReferenceAttention
+
+__all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlanner", "ReferenceAttention", "RowGroup"]

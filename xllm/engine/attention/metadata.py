@@ -1,0 +1,54 @@
+"""AttentionMetadata: the rows of a step as attention sees them, the same for every layer.
+
+Shapes: S rows (sequences), T tokens, M blocks per table, H key/value heads, P slots per block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xllm.engine.kernels.paged_attention.reference import Tile
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Rows with equally many queries that are attended together."""
+
+    num_rows: int
+    num_queries: int
+    """Per row."""
+    tokens: slice | torch.Tensor
+    """Where the queries lie among the T tokens: a slice, or int64 indices, row by row."""
+    gather_rows: torch.Tensor
+    """int64, see the paged attention kernel."""
+    stale_rows: torch.Tensor | None
+    hidden: torch.Tensor | None
+    tiles: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionMetadata:
+    """One step. Host arrays are for planning, tensors live on the device."""
+
+    num_seqs: int
+    num_tokens: int
+    max_query_len: int
+    query_start: IntArray
+    """``[S + 1]``: tokens ``query_start[i] .. query_start[i + 1]`` belong to row i."""
+    seq_lens: IntArray
+    """``[S]``, including the new tokens."""
+    block_tables: npt.NDArray[np.int32]
+    """``[S, M]``; entries beyond a row's blocks, or behind its window, are not read."""
+    write_rows: torch.Tensor
+    """int64 ``[W * H]``: pool rows of the written tokens, see the KV write kernel."""
+    write_tokens: torch.Tensor | None
+    """int64 ``[W]``: which tokens are written; None = all."""
+    groups: Mapping[int | None, tuple[RowGroup, ...]]
+    """Per window of the model's layers (None = full attention): all rows, in groups."""

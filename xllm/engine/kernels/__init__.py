@@ -1,0 +1,21 @@
+"""Kernels: one folder per operation, each with ``reference.py`` (torch, any device) and, later, faster rows.
+
+    linear/            x @ W^T + b
+    rms_norm/          root-mean-square norm, computed in float32
+    rotary/            rotary embedding of queries and keys, in place
+    silu_mul/          silu(gate) * up of a fused projection
+    moe/               softmax router and the experts' MLPs
+    kv_write/          new keys and values into their slots
+    paged_attention/   attention of groups of rows over gathered blocks
+    sampling/          filters, counter-based Gumbel noise, log-probabilities
+    table.py           the dispatch: operation -> implementations; ``select_kernels``
+
+An implementation is a row of ``KERNEL_TABLE``; a new one adds a row and is tested against the reference by
+the suite that walks the table. Kernels take plain tensors and know neither models nor batches.
+"""
+
+from __future__ import annotations
+
+from xllm.engine.kernels.table import KERNEL_TABLE, Kernels, select_kernels
+
+__all__ = ["KERNEL_TABLE", "Kernels", "select_kernels"]

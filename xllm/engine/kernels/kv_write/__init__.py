@@ -1,0 +1,4 @@
+"""New keys and values into the slots of their blocks.
+
+reference.py   torch, any device
+"""

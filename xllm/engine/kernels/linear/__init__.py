@@ -1,0 +1,4 @@
+"""x @ W^T + b.
+
+reference.py   torch, any device
+"""

@@ -1,0 +1,4 @@
+"""Mixture of experts: router and expert MLPs.
+
+reference.py   torch, any device
+"""

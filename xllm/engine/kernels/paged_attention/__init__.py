@@ -1,0 +1,4 @@
+"""Attention over keys and values that lie in blocks.
+
+reference.py   torch, any device
+"""

@@ -1,0 +1,4 @@
+"""Root-mean-square norm.
+
+reference.py   torch, any device
+"""

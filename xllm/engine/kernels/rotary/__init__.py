@@ -1,0 +1,4 @@
+"""Rotary position embedding.
+
+reference.py   torch, any device
+"""

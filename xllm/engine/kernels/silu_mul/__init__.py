@@ -1,0 +1,4 @@
+"""The gated activation of a fused gate-and-up projection.
+
+reference.py   torch, any device
+"""

@@ -1,0 +1,12 @@
+"""Device facts: what the rest of the body may know about the machine it runs on.
+
+platform.py   the Platform protocol, ``select_platform``
+cpu.py        the host
+cuda.py       one NVIDIA GPU
+"""
+
+from __future__ import annotations
+
+from xllm.engine.platform.platform import Platform, select_platform
+
+__all__ = ["Platform", "select_platform"]
