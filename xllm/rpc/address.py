@@ -55,7 +55,8 @@ def parse_address(text: str) -> Address:
             raise ConfigError(f"address {text!r} has no absolute path", hint=hint)
         if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
             raise ConfigError(
-                f"socket path of {text!r} is longer than {MAX_UNIX_PATH_BYTES} bytes", hint="use a shorter directory"
+                f"socket path of {text!r} is longer than {MAX_UNIX_PATH_BYTES} bytes",
+                hint="use a shorter directory",
             )
         return Address(path=path)
     host, colon, port = text.removeprefix("tcp://").rpartition(":")
@@ -72,7 +73,9 @@ async def open_transport(
     loop = asyncio.get_running_loop()
     if address.path:
         hostname = "localhost" if tls else None
-        transport, _ = await loop.create_unix_connection(factory, address.path, ssl=tls, server_hostname=hostname)
+        transport, _ = await loop.create_unix_connection(
+            factory, address.path, ssl=tls, server_hostname=hostname
+        )
         return transport
     transport, _ = await loop.create_connection(factory, address.host, address.port, ssl=tls)
     _disable_nagle(transport)
@@ -97,7 +100,9 @@ async def open_server(
             return await loop.create_unix_server(factory, sock=sock, ssl=tls), address
         server = await loop.create_server(factory, address.host, address.port, ssl=tls)
     except OSError as exc:
-        raise ConfigError(f"cannot listen on {address}: {exc.strerror or exc}", hint="choose another address") from exc
+        raise ConfigError(
+            f"cannot listen on {address}: {exc.strerror or exc}", hint="choose another address"
+        ) from exc
     port = server.sockets[0].getsockname()[1]
     return server, Address(host=address.host, port=port)
 
@@ -129,7 +134,9 @@ def _remove_stale(path: str) -> None:
             return
         except OSError as exc:
             raise ConfigError(f"cannot listen on unix:{path}: {exc}") from exc
-    raise ConfigError(f"cannot listen on unix:{path}: another server answers there", hint="choose another path")
+    raise ConfigError(
+        f"cannot listen on unix:{path}: another server answers there", hint="choose another path"
+    )
 
 
 def _disable_nagle(transport: asyncio.BaseTransport) -> None:

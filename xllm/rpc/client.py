@@ -38,8 +38,8 @@ from xllm.types.wire import (
     Profile,
     ResetPrefixCache,
     Shutdown,
-    SubscribeKvEvents,
     Submit,
+    SubscribeKvEvents,
     ToEngine,
 )
 
@@ -54,10 +54,10 @@ def _ignore(_: Any) -> None:
 class EngineClient:
     """One connection to one engine. Made by :meth:`connect`; dead for good once lost (connect again).
 
-    Callbacks run on the event loop, in the order the engine sent, and must not block. Outputs of a request may come
-    before :meth:`submit` has returned: register the request first. ``on_lost`` is called exactly once, also after
-    :meth:`close`. Every call takes ``deadline_s`` and raises the typed error of the engine, DeadlineExceeded or
-    InstanceLost.
+    Callbacks run on the event loop, in the order the engine sent, and must not block. Outputs of a request
+    may come before :meth:`submit` has returned: register the request first. ``on_lost`` is called exactly
+    once, also after :meth:`close`. Every call takes ``deadline_s`` and raises the typed error of the engine,
+    DeadlineExceeded or InstanceLost.
     """
 
     def __init__(self, address: str, link: Link[FromEngine, ToEngine], deadline_s: float) -> None:
@@ -78,7 +78,6 @@ class EngineClient:
         on_heartbeat: Callable[[LoadReply], None] = _ignore,
         on_kv_events: Callable[[KvEvents], None] = _ignore,
         on_lost: Callable[[InstanceLost], None] = _ignore,
-        limits: LinkLimits | None = None,
         waits: WaitTable | None = None,
     ) -> EngineClient:
         """Connect and greet within ``deadline_s``, which is also the default deadline of calls.
@@ -90,7 +89,7 @@ class EngineClient:
             Unauthorized, ProtocolError: the greeting failed.
             DeadlineExceeded: it took too long.
         """
-        waits = waits or WaitTable()
+        waits = WaitTable() if waits is None else waits  # an empty table is false
         loop = asyncio.get_running_loop()
         greeted: asyncio.Future[None] = loop.create_future()
 
@@ -109,8 +108,9 @@ class EngineClient:
                 build_service_codec(),
                 hello=Hello(peer=peer, token=token),
                 speaks_first=True,
-                limits=limits or LinkLimits(),
+                limits=LinkLimits(),
                 waits=waits,
+                on_open=lambda: None,
                 on_greeted=lambda hello: greeted.set_result(None),
                 on_message=on_message,
                 on_bad_call=lambda call_id, error: link.refuse(error),
@@ -118,17 +118,21 @@ class EngineClient:
             )
 
         link = build_link()
+        connected = False
         try:
             with waits.watch(f"rpc to {address}", "connection and greeting", deadline_s):
                 async with asyncio.timeout(deadline_s):
                     await open_transport(parse_address(address), lambda: link, tls)
                     await asyncio.wait((greeted, link.closed), return_when=asyncio.FIRST_COMPLETED)
+            connected = greeted.done()
         except TimeoutError as exc:
-            link.close("the greeting took too long")
             raise DeadlineExceeded(f"no greeting from {address} within {deadline_s:g} s") from exc
         except OSError as exc:
             raise InstanceLost(f"cannot connect to {address}: {exc.strerror or exc}") from exc
-        if not greeted.done():
+        finally:
+            if not connected:
+                link.close("the greeting did not succeed")
+        if not connected:
             raise link.failed or _lost(address, link.closed.result(), None)
         return cls(address, link, deadline_s)
 
@@ -158,7 +162,7 @@ class EngineClient:
         reason: str = "abort",
         deadline_s: float | None = None,
     ) -> None:
-        """End a request, or one choice of it; its terminal outputs still come. Unknown ids are fine (it has ended)."""
+        """End a request, or one choice of it; its terminal outputs still come. An unknown id is fine."""
         message = Abort(request_id=request_id, attempt=attempt, choice=choice, reason=reason)
         await self._call(message, Ack, deadline_s)
 
@@ -203,7 +207,9 @@ class EngineClient:
         """From now on ``on_kv_events`` is called: first with a snapshot, then with every batch of changes."""
         await self._call(SubscribeKvEvents(), Ack, deadline_s)
 
-    async def debug_request(self, request_id: RequestId, *, deadline_s: float | None = None) -> list[DebugRow]:
+    async def debug_request(
+        self, request_id: RequestId, *, deadline_s: float | None = None
+    ) -> list[DebugRow]:
         """Scheduling decisions about a request, oldest first."""
         return list((await self._call(DebugRequest(request_id=request_id), DebugReply, deadline_s)).rows)
 
@@ -221,7 +227,8 @@ class EngineClient:
         await self._link.closed  # bounded: the link aborts after its linger time
 
     async def _call(self, message: ToEngine, reply: type[R], deadline_s: float | None) -> R:
-        return await self._link.call(message, reply, deadline_s=self._deadline_s if deadline_s is None else deadline_s)
+        deadline_s = self._deadline_s if deadline_s is None else deadline_s
+        return await self._link.call(message, reply, deadline_s=deadline_s)
 
 
 def _lost(address: str, reason: str, failed: XllmError | None) -> InstanceLost:

@@ -28,7 +28,7 @@ class Codec(Generic[In, Out]):
         """Append one frame to ``buffer``; on error the buffer is as before.
 
         Raises:
-            ProtocolError: the frame would be larger than ``max_frame_bytes``, or a value does not fit msgpack.
+            ProtocolError: the frame would exceed ``max_frame_bytes``, or a value does not fit msgpack.
         """
         start = len(buffer)
         buffer += b"\0" * HEADER.size
@@ -41,7 +41,7 @@ class Codec(Generic[In, Out]):
         if num_bytes > max_frame_bytes:
             del buffer[start:]
             raise ProtocolError(
-                f"{type(message).__name__} needs a frame of {num_bytes} bytes, the limit is {max_frame_bytes} bytes"
+                f"{type(message).__name__} needs {num_bytes} bytes, the limit of a frame is {max_frame_bytes}"
             )
         HEADER.pack_into(buffer, start, num_bytes, call_id & MAX_CALL_ID)
 

@@ -19,6 +19,9 @@ def _tree(root: type[XllmError]) -> dict[str, type[XllmError]]:
 ERROR_TYPES = _tree(XllmError)
 """Every error of :mod:`xllm.errors` by the name that travels."""
 
+_API_TYPES: dict[str, type[XllmError]] = {kind.type_name: kind for kind in reversed(ERROR_TYPES.values())}
+_API_TYPES |= {"BadRequestError": errors.InvalidRequest, "ServiceUnavailableError": errors.InstanceError}
+
 
 def to_output_error(error: BaseException) -> OutputError:
     """What a terminal output says of ``error``; foreign exceptions become InternalError."""
@@ -29,18 +32,22 @@ def to_output_error(error: BaseException) -> OutputError:
 
 def to_failure(error: BaseException) -> Failure:
     """The refusal of a call."""
-    known = isinstance(error, XllmError)
+    if not isinstance(error, XllmError):
+        return Failure(error=to_output_error(error))
     return Failure(
         error=to_output_error(error),
-        hint=error.hint if known else "",
-        param=error.param if known else None,
+        hint=error.hint,
+        param=error.param,
         retry_after_s=error.retry_after_s if isinstance(error, CapacityError) else None,
     )
 
 
 def from_output_error(error: OutputError, *, hint: str = "", param: str | None = None) -> XllmError:
-    """The typed error that ``error`` was; an unknown name becomes XllmError with the same status."""
-    kind = ERROR_TYPES.get(error.type_name, XllmError)
+    """The typed error that ``error`` was, found by its name here or by the API's name for its kind.
+
+    Anything else becomes an XllmError with the same status.
+    """
+    kind = ERROR_TYPES.get(error.type_name) or _API_TYPES.get(error.type_name, XllmError)
     if issubclass(kind, CapacityError):
         return kind(error.message, status=error.status, hint=hint, param=param)
     rebuilt = kind(error.message, hint=hint, param=param)

@@ -1,7 +1,7 @@
 """One connection: greeting, joined writes, back-pressure, calls with deadlines, and its loss.
 
 INVARIANTS
-- Nothing but a Hello is accepted before the peer's Hello was verified; nothing else is decoded from the socket.
+- Nothing but a Hello is accepted before the peer's Hello was verified.
 - Writes of one loop turn leave in one ``transport.write``.
 - At most ``max_buffered_bytes`` wait for a peer that does not read; beyond that the connection is aborted.
 - Every call ends: with its reply, its deadline, or the loss of the connection.
@@ -55,8 +55,9 @@ class LinkLimits:
 class Link(asyncio.Protocol, Generic[In, Out]):
     """A framed connection of either side; see the module's invariants.
 
-    ``on_greeted(hello)`` comes first; then ``on_message(call_id, message)`` for everything that answers no call of
-    ours, and ``on_bad_call(call_id, error)`` for a well-formed call whose values are refused by their type.
+    ``on_open()`` comes first, then ``on_greeted(hello)``; then ``on_message(call_id, message)`` for everything
+    that answers no call of ours, and ``on_bad_call(call_id, error)`` for a well-formed call whose values are
+    refused by their type.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         speaks_first: bool,
         limits: LinkLimits,
         waits: WaitTable,
+        on_open: Callable[[], None],
         on_greeted: Callable[[Hello], None],
         on_message: Callable[[int, In], None],
         on_bad_call: Callable[[int, XllmError], None],
@@ -79,6 +81,7 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         self._hello = hello
         self._speaks_first = speaks_first
         self._waits = waits
+        self._on_open = on_open
         self._on_greeted = on_greeted
         self._on_message = on_message
         self._on_bad_call = on_bad_call
@@ -100,27 +103,28 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         self.closed: asyncio.Future[str] = self._loop.create_future()
         """Done with the reason once the connection is gone."""
 
-    # -- asyncio.Protocol -------------------------------------------------------------------------------------
+    # -- asyncio.Protocol --
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Start the greeting."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=self.limits.high_water_bytes)
         self._timer = self._loop.call_later(
-            self.limits.greeting_timeout_s, self._abort, f"no hello within {self.limits.greeting_timeout_s:g} s"
+            self.limits.greeting_timeout_s,
+            self._abort,
+            f"no hello within {self.limits.greeting_timeout_s:g} s",
         )
+        self._on_open()
         if self._speaks_first:
             self._append(0, self._hello)
 
     def data_received(self, data: bytes) -> None:
         """Deliver every complete frame; a malformed one ends the connection."""
-        if self._reason:
-            return
         try:
             for call_id, body in self._reader.feed(data):
-                self._deliver(call_id, body)
-                if self._reason:
+                if self.is_lost:
                     return
+                self._deliver(call_id, body)
         except ProtocolError as exc:
             self.refuse(exc)
 
@@ -141,7 +145,9 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         """Fail what waits for the peer and tell the owner, once."""
         if self._timer is not None:
             self._timer.cancel()
-        self._reason = self._reason or (f"{type(exc).__name__}: {exc}" if exc else "the peer closed the connection")
+        self._reason = self._reason or (
+            f"{type(exc).__name__}: {exc}" if exc else "the peer closed the connection"
+        )
         self._out.clear()
         calls, self._calls = self._calls, {}
         for future in calls.values():
@@ -152,7 +158,7 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         if self._greeted:
             self._on_lost(self._reason)
 
-    # -- for the owner ----------------------------------------------------------------------------------------
+    # -- for the owner --
 
     @property
     def is_lost(self) -> bool:
@@ -162,7 +168,9 @@ class Link(asyncio.Protocol, Generic[In, Out]):
     @property
     def buffered_bytes(self) -> int:
         """Bytes accepted by :meth:`send` and not yet taken by the operating system."""
-        in_transport = self._transport.get_write_buffer_size() if self._transport and not self.closed.done() else 0
+        in_transport = (
+            self._transport.get_write_buffer_size() if self._transport and not self.closed.done() else 0
+        )
         return len(self._out) + in_transport
 
     def send(self, call_id: int, message: Out) -> None:
@@ -190,7 +198,9 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         if isinstance(answer, Failure):
             raise from_failure(answer)
         if not isinstance(answer, reply):
-            raise ProtocolError(f"{self.peer} answered {name} with {type(answer).__name__}, not {reply.__name__}")
+            raise ProtocolError(
+                f"{self.peer} answered {name} with {type(answer).__name__}, not {reply.__name__}"
+            )
         return answer
 
     def refuse(self, error: XllmError) -> None:
@@ -201,7 +211,7 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         self.close(error.message)
 
     def close(self, reason: str) -> None:
-        """Close after what is queued has left, at most ``linger_s`` later; ``reason`` is what waiters are told."""
+        """Close once what is queued has left, at most ``linger_s`` later; waiters are told ``reason``."""
         if self._reason:
             return
         if self._transport is None:
@@ -215,7 +225,7 @@ class Link(asyncio.Protocol, Generic[In, Out]):
         self._timer = self._loop.call_later(self.limits.linger_s, self._transport.abort)
         self._wake_writers()
 
-    # -- private ----------------------------------------------------------------------------------------------
+    # -- private --
 
     async def _call(self, message: Out) -> In:
         while not self._reason and (self._paused or len(self._out) > self.limits.high_water_bytes):
@@ -264,7 +274,9 @@ class Link(asyncio.Protocol, Generic[In, Out]):
                 hint="run the same xllm version on both sides",
             )
         if not hmac.compare_digest(message.token.encode(), self._hello.token.encode()):
-            self.failed = Unauthorized("the shared token is missing or wrong", hint="use the same token on both sides")
+            self.failed = Unauthorized(
+                "the shared token is missing or wrong", hint="use the same token on both sides"
+            )
             self.refuse(self.failed)
             return
         if self._timer is not None:

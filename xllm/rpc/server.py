@@ -1,4 +1,4 @@
-"""The engine's side of the RPC: EngineApi is what an engine implements; the listener calls it on the event loop."""
+"""The engine's side of the RPC: an engine implements EngineApi; the listener calls it on the event loop."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ from xllm.types.wire import (
     Profile,
     ResetPrefixCache,
     Shutdown,
-    SubscribeKvEvents,
     Submit,
+    SubscribeKvEvents,
     ToEngine,
 )
 
@@ -55,44 +55,68 @@ class EngineApi(Protocol):
     ``connected`` comes before every other call of a connection, ``disconnected`` exactly once after them.
     """
 
-    def connected(self, connection: EngineConnection) -> None: ...
+    def connected(self, connection: EngineConnection) -> None:
+        """A peer has greeted."""
 
-    def disconnected(self, connection: EngineConnection, reason: str) -> None: ...
+    def disconnected(self, connection: EngineConnection, reason: str) -> None:
+        """Its connection is gone."""
 
     def submit(self, connection: EngineConnection, request: Request) -> None:
         """Queue; raises RequestError or CapacityError when refused."""
 
     def abort(
-        self, connection: EngineConnection, request_id: RequestId, attempt: int, choice: int | None, reason: str
+        self,
+        connection: EngineConnection,
+        request_id: RequestId,
+        attempt: int,
+        choice: int | None,
+        reason: str,
     ) -> None:
         """End it; an unknown id is no error."""
 
-    def load(self) -> LoadReply: ...
+    def load(self) -> LoadReply:
+        """Load and health now."""
 
-    def health(self) -> HealthReport: ...
+    def health(self) -> HealthReport:
+        """Progress now; must not wait for the executor."""
 
-    def info(self) -> InstanceInfo: ...
+    def info(self) -> InstanceInfo:
+        """Identity and capabilities."""
 
-    def drain(self, timeout_s: float) -> None: ...
+    def drain(self, timeout_s: float) -> None:
+        """Begin to drain."""
 
-    def profile(self, action: Literal["start", "stop"]) -> None: ...
+    def profile(self, action: Literal["start", "stop"]) -> None:
+        """Start or stop the profiler."""
 
-    def reset_prefix_cache(self) -> None: ...
+    def reset_prefix_cache(self) -> None:
+        """Forget unused cached blocks."""
 
     def subscribe_kv_events(self, connection: EngineConnection) -> None:
         """Send a snapshot at once and every later batch."""
 
-    def debug_request(self, request_id: RequestId) -> Sequence[DebugRow]: ...
+    def debug_request(self, request_id: RequestId) -> Sequence[DebugRow]:
+        """Decisions about a request."""
 
-    def debug_waits(self) -> Sequence[DebugRow]: ...
+    def debug_waits(self) -> Sequence[DebugRow]:
+        """Every wait of the process."""
 
-    def shutdown(self) -> None: ...
+    def shutdown(self) -> None:
+        """Begin to end the process."""
 
 
 class EngineConnection:
     """One greeted service connection, as the engine sees it."""
 
-    def __init__(self, api: EngineApi, hello: Hello, limits: LinkLimits, waits: WaitTable) -> None:
+    def __init__(
+        self,
+        api: EngineApi,
+        hello: Hello,
+        limits: LinkLimits,
+        waits: WaitTable,
+        connections: set[EngineConnection],
+    ) -> None:
+        """``connections`` holds this one from its opening (after any TLS handshake) to its loss."""
         self._api = api
         self.link: Link[ToEngine, FromEngine] = Link(
             build_engine_codec(),
@@ -100,11 +124,13 @@ class EngineConnection:
             speaks_first=False,
             limits=limits,
             waits=waits,
+            on_open=lambda: connections.add(self),
             on_greeted=lambda _: api.connected(self),
             on_message=self._serve,
             on_bad_call=lambda call_id, error: self.link.send(call_id, to_failure(error)),
             on_lost=lambda reason: api.disconnected(self, reason),
         )
+        self.link.closed.add_done_callback(lambda _: connections.discard(self))
 
     @property
     def peer(self) -> str:
@@ -210,9 +236,11 @@ class EngineListener:
         parsed = parse_address(address)
         if not parsed.is_local and not token:
             raise ConfigError(
-                f"the engine would listen on {address} for anybody", hint="set a token, or use 127.0.0.1 or a unix socket"
+                f"the engine would listen on {address} for anybody",
+                hint="set a token, or use 127.0.0.1 or a unix socket",
             )
-        listener = cls(api, Hello(peer=engine_id, token=token), limits or LinkLimits(), waits or WaitTable())
+        waits = WaitTable() if waits is None else waits  # an empty table is false
+        listener = cls(api, Hello(peer=engine_id, token=token), limits or LinkLimits(), waits)
         listener._server, listener.address = await open_server(parsed, listener._accept, tls)
         return listener
 
@@ -227,7 +255,4 @@ class EngineListener:
             await asyncio.wait([connection.link.closed for connection in connections])
 
     def _accept(self) -> asyncio.Protocol:
-        connection = EngineConnection(self._api, self._hello, self._limits, self._waits)
-        self._connections.add(connection)
-        connection.link.closed.add_done_callback(lambda _: self._connections.discard(connection))
-        return connection.link
+        return EngineConnection(self._api, self._hello, self._limits, self._waits, self._connections).link
