@@ -93,7 +93,9 @@ class SyncEngine:
         self._supply_masks()
         return True
 
-    def run(self, requests: Iterable[Request] = (), *, max_steps: int = 100_000) -> dict[tuple[str, int], Completion]:
+    def run(
+        self, requests: Iterable[Request] = (), *, max_steps: int = 100_000
+    ) -> dict[tuple[str, int], Completion]:
         """Add requests, drive until nothing is left, and return every completion so far by (request, choice)."""
         for request in requests:
             self.add(request)

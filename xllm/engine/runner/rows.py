@@ -9,6 +9,7 @@ Columns, R rows, L = max_model_len, B blocks:
     num_tokens [R]            how many of them are known, sampled ones included
     tables[g]  [R, B] int32   block table per KV group, B grows when a row needs more
     num_blocks [G, R]         valid entries per table
+    generation [R]            counts introductions, so that what is derived from a row can tell that it is another one
 
 INVARIANTS
 - ``token_ids[r, :num_tokens[r]]`` is the row's whole history: a sampled token is written by the body in the step that
@@ -50,6 +51,7 @@ class PersistentRows:
             np.zeros((max_rows, _FIRST_TABLE_WIDTH), dtype=np.int32) for _ in range(num_groups)
         ]
         self.is_known: NDArray[np.bool_] = np.zeros(max_rows, dtype=np.bool_)
+        self.generation: IntArray = np.zeros(max_rows, dtype=np.int64)
         self.sampling = SamplingColumns(max_rows)
 
     @property
@@ -83,6 +85,7 @@ class PersistentRows:
                 f"max_model_len {self.max_model_len}"
             )
         self.is_known[row] = True
+        self.generation[row] += 1
         self.token_ids[row, :num_tokens] = new.token_ids
         self.num_tokens[row] = num_tokens
         self.num_prompt_tokens[row] = new.request.num_prompt_tokens

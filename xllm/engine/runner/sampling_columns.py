@@ -53,7 +53,9 @@ class SamplingColumns:
         self.seeds[row] = _to_int64(request.seed)
         self.choices[row] = choice
         self.num_logprobs[row] = NO_LOGPROBS if params.logprobs is None else params.logprobs
-        self.num_prompt_logprobs[row] = NO_LOGPROBS if params.prompt_logprobs is None else params.prompt_logprobs
+        self.num_prompt_logprobs[row] = (
+            NO_LOGPROBS if params.prompt_logprobs is None else params.prompt_logprobs
+        )
         self.needs_penalties[row] = params.needs_penalties
         self.has_bias[row] = bool(params.logit_bias)
         self.biases.pop(row, None)

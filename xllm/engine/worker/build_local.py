@@ -1,0 +1,122 @@
+"""From a resolved configuration to a LocalExecutor with its model loaded."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from xllm.config.resolved import ResolvedEngineConfig
+from xllm.engine.attention import AttentionPlanner
+from xllm.engine.layers.build_context import BuildContext, build_context
+from xllm.engine.memory import KVPool
+from xllm.engine.models import CausalLM, build_model, load_model
+from xllm.engine.platform import Platform, select_platform
+from xllm.engine.platform.platform import torch_dtype
+from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
+from xllm.engine.runner.model_runner import ModelRunner
+from xllm.engine.worker.local import LocalExecutor
+from xllm.engine.worker.watchdog import Watchdog
+from xllm.types.kv_layout import KVLayout
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorFacts:
+    """What an executor found out while it was built; the brain is built from it."""
+
+    layout: KVLayout
+    """Of the KV pool."""
+    num_blocks: int
+    """Allocated."""
+    vocab_size: int
+    """Logits per position."""
+    max_model_len: int
+    """Tokens a row can hold."""
+    device_name: str
+    """For people."""
+    weights_bytes: int
+    """Held in memory."""
+    kv_bytes: int
+    """Held in memory."""
+    load_s: float
+    """From the first byte of weights read to the last one placed."""
+
+
+def build_local_executor(
+    resolved: ResolvedEngineConfig,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    watchdog: Watchdog | None = None,
+) -> tuple[LocalExecutor, ExecutorFacts]:
+    """Load the model, allocate the KV pool and wire the executor; its thread starts with ``start``.
+
+    Args:
+        progress: called with (bytes of weights placed, bytes of all weights).
+        watchdog: told about every step.
+
+    Raises:
+        ModelError: a weight is missing, damaged or of the wrong shape.
+        ConfigError: there is no such device.
+        CapacityError: the KV pool does not fit.
+    """
+    platform = select_platform(resolved.device)
+    if platform.kind == "cpu":
+        torch.set_num_threads(resolved.num_threads)
+    build = build_context(torch_dtype(resolved.dtype), platform.device)
+    begin_s = time.perf_counter()
+    model = _load(resolved, build, progress)
+    load_s = time.perf_counter() - begin_s
+    layout, num_blocks = resolved.kv_layout, resolved.num_blocks
+    kv = KVPool(layout, num_blocks, platform.device)
+    runner = _build_runner(resolved, model, kv, platform)
+    facts = ExecutorFacts(
+        layout=layout,
+        num_blocks=num_blocks,
+        vocab_size=resolved.spec.vocab_size,
+        max_model_len=resolved.max_model_len,
+        device_name=platform.name,
+        weights_bytes=sum(p.numel() * p.element_size() for p in model.parameters()),
+        kv_bytes=kv.num_bytes,
+        load_s=load_s,
+    )
+    _LOG.info("loaded %s on %s in %.2f s: %s", resolved.spec.architecture, facts.device_name, load_s, facts)
+    return LocalExecutor(runner, watchdog=watchdog), facts
+
+
+def _load(
+    resolved: ResolvedEngineConfig, build: BuildContext, progress: Callable[[int, int], None] | None
+) -> CausalLM:
+    if resolved.load_format == "dummy":
+        model = build_model(resolved.spec, build)
+        fill_with_dummy_weights(model, resolved.seed)
+        return model.eval()
+    return load_model(resolved.spec, resolved.spec.path, build, progress=progress)
+
+
+def _build_runner(
+    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVPool, platform: Platform
+) -> ModelRunner:
+    spec = resolved.spec
+    planner = AttentionPlanner(
+        block_size=kv.block_size,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=torch_dtype(resolved.dtype),
+        windows=spec.windows,
+        device=platform.device,
+        max_gather_bytes=platform.max_gather_bytes,
+    )
+    return ModelRunner(
+        model,
+        kv,
+        planner,
+        platform,
+        max_num_seqs=resolved.max_num_seqs,
+        max_model_len=resolved.max_model_len,
+        num_threads=resolved.num_threads,
+    )
