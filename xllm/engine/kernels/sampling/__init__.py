@@ -1,0 +1,20 @@
+"""Sampling: from logits to token ids, the same whatever else is in the batch.
+
+noise.py       counter-based Gumbel noise: the exact bit recipe, vectorised
+filters.py     min-p, top-k and top-p as one threshold per row
+reference.py   ``sample``: temperature, filters, Gumbel-max; torch, any device
+scalar.py      the same for one row in plain Python, to read and to test against
+"""
+
+from __future__ import annotations
+
+from xllm.engine.kernels.sampling.reference import (
+    SAMPLE_EMPTY,
+    SAMPLE_NAN,
+    SAMPLE_OK,
+    Sampled,
+    SampleRows,
+    sample,
+)
+
+__all__ = ["SAMPLE_EMPTY", "SAMPLE_NAN", "SAMPLE_OK", "SampleRows", "Sampled", "sample"]
