@@ -1,0 +1,115 @@
+"""Wires the edge: routes, error handlers, guard. ``build_app`` is the only place that knows them all."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import lru_cache
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from xllm import __version__
+from xllm.api.backend import Backend
+from xllm.api.call import Edge
+from xllm.api.chat import chat_completions
+from xllm.api.completions import completions
+from xllm.api.errors import error_response, from_http_status, unexpected
+from xllm.api.guard import Guard, KeyRing
+from xllm.api.observe import EdgeMetrics
+from xllm.api.openapi import build_openapi
+from xllm.api.preprocess import Preprocessor
+from xllm.api.status_routes import (
+    debug_request,
+    debug_waits,
+    get_model,
+    health,
+    list_models,
+    metrics,
+    ready,
+    version,
+)
+from xllm.api.text_routes import detokenize, tokenize
+from xllm.base.clock import Clock, MonotonicClock
+from xllm.base.metrics import Metrics
+from xllm.config.api import ApiConfig
+from xllm.errors import XllmError
+
+Handler = Callable[[Edge, HttpRequest], Awaitable[ASGIApp]]
+
+_ROUTES: tuple[tuple[str, str, Handler], ...] = (
+    ("POST", "/v1/chat/completions", chat_completions),
+    ("POST", "/v1/completions", completions),
+    ("POST", "/tokenize", tokenize),
+    ("POST", "/detokenize", detokenize),
+    ("GET", "/v1/models", list_models),
+    ("GET", "/v1/models/{model:path}", get_model),
+    ("GET", "/health", health),
+    ("GET", "/ready", ready),
+    ("GET", "/metrics", metrics),
+    ("GET", "/version", version),
+    ("GET", "/debug/waits", debug_waits),
+    ("GET", "/debug/requests/{request_id:path}", debug_request),
+)
+
+
+class Endpoint:
+    """One route as a plain ASGI application: no dependency solving and no task group around a stream."""
+
+    def __init__(self, edge: Edge, route: str, handler: Handler) -> None:
+        self._edge = edge
+        self._route = route
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run the handler and whatever it answers; every failure before the first byte becomes an error object."""
+        scope["route_name"] = self._route
+        answer: ASGIApp
+        try:
+            answer = await self._handler(self._edge, HttpRequest(scope, receive))
+        except XllmError as error:
+            answer = error_response(error)
+        except Exception as exc:
+            answer = error_response(unexpected(exc))
+        await answer(scope, receive, send)
+
+
+def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None) -> ASGIApp:
+    """The ASGI application over ``backend``, which must be ready (its model is read now)."""
+    clock = clock or MonotonicClock()
+    labels = {"model_name": backend.model.names[0], "engine": "0"}
+    edge = Edge(
+        backend=backend,
+        preprocessor=Preprocessor(
+            model=backend.model, text=backend.text, max_seconds=config.request_timeout_s
+        ),
+        metrics=EdgeMetrics(Metrics(labels), clock),
+        max_body_bytes=config.max_body_bytes,
+        metrics_compat=config.metrics_compat,
+    )
+    app = FastAPI(
+        title="xLLM", version=__version__, root_path=config.root_path, redoc_url=None, redirect_slashes=False
+    )
+    for method, path, handler in _ROUTES:
+        app.add_route(path, Endpoint(edge, path, handler), methods=[method])
+    app.add_exception_handler(HTTPException, _on_http_error)
+    schema = lru_cache(maxsize=1)(build_openapi)
+    app.openapi = schema  # type: ignore[method-assign]
+    guarded: ASGIApp = Guard(app, KeyRing(config.api_key, config.admin_api_key), edge.metrics)
+    if config.allowed_origins:
+        origins = list(config.allowed_origins)
+        guarded = CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    return guarded
+
+
+
+
+async def _on_http_error(http: HttpRequest, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    response = error_response(from_http_status(exc.status_code, str(exc.detail), http))
+    for name, value in (exc.headers or {}).items():
+        response.headers[name] = value
+    return response
