@@ -55,7 +55,7 @@ class LinkLimits:
 class Link(asyncio.Protocol, Generic[In, Out]):
     """A framed connection of either side; see the module's invariants.
 
-    ``on_open()`` comes first, then ``on_greeted(hello)``; then ``on_message(call_id, message)`` for everything
+    ``on_open()`` comes first, then ``on_greeted(hello)``; then ``on_message(call_id, message)`` for whatever
     that answers no call of ours, and ``on_bad_call(call_id, error)`` for a well-formed call whose values are
     refused by their type.
     """
