@@ -105,7 +105,13 @@ class CapacityError(XllmError):
     retryable = True
 
     def __init__(
-        self, message: str, *, retry_after_s: float = 1.0, status: int = 429, hint: str = "", param: str | None = None
+        self,
+        message: str,
+        *,
+        retry_after_s: float = 1.0,
+        status: int = 429,
+        hint: str = "",
+        param: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint, param=param)
         self.retry_after_s = retry_after_s

@@ -32,12 +32,19 @@ class HashExecutor:
         self.tables: dict[int, list[int]] = {}
         self.num_tokens_computed = 0
         self.num_copies = 0
+        self.dead_epoch = -1
         self.masks: dict[int, StepMask] = {}
 
     def run(self, batch: Batch, outcome: str = "ok") -> BatchResult:
         """Carry out one step and answer."""
+        if batch.epoch <= self.dead_epoch:  # planned on top of a step that did not succeed
+            return BatchResult(step=batch.step, status="interrupted")
+        if outcome != "ok":
+            self.dead_epoch = batch.epoch
         if outcome == "failed":  # nothing of it happened, the worst case for the brain
-            return BatchResult(step=batch.step, status="failed", error=OutputError("InternalError", 500, "injected"))
+            return BatchResult(
+                step=batch.step, status="failed", error=OutputError("InternalError", 500, "injected")
+            )
         for row in batch.freed_rows:
             for held in (self.rows, self.tokens, self.tables):
                 held.pop(row, None)
@@ -75,7 +82,9 @@ class HashExecutor:
             history = self.tokens[row.row]
             for position in range(row.start + row.num_new_tokens):
                 got = self.slots[self._slot(row.row, position)]
-                assert got == (history[position], position), f"row {row.row} reads {got} at position {position}"
+                assert got == (history[position], position), (
+                    f"row {row.row} reads {got} at position {position}"
+                )
             if not row.num_logits:
                 out.append(())
                 continue

@@ -46,7 +46,9 @@ def build_brain(
             hint=f"use --max-num-batched-tokens {limits.max_model_len} or --enable-chunked-prefill",
         )
     if scheduling_policy not in ORDER_KEYS:
-        raise ConfigError(f"unknown scheduling policy {scheduling_policy!r}", hint=f"one of {sorted(ORDER_KEYS)}")
+        raise ConfigError(
+            f"unknown scheduling policy {scheduling_policy!r}", hint=f"one of {sorted(ORDER_KEYS)}"
+        )
     trace = trace if trace is not None else DecisionTrace(clock)
     scheduler = Scheduler(limits, cache, admission or WatermarkAdmission(limits.watermark), trace)
     return EngineCore(

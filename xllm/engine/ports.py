@@ -27,7 +27,8 @@ class Executor(Protocol):
     """Runs steps, in the order submitted, several in flight.
 
     ``start`` receives the function that is called with each BatchResult (and IoResult) as soon as it exists, from any
-    thread. After ``close`` returns nothing is called any more. Every submitted step is answered exactly once.
+    thread. After ``close`` returns nothing is called any more. Every submitted step is answered exactly once. After a step
+    of epoch e that is not ok, every later step of an epoch <= e is answered ``interrupted`` without being run.
     """
 
     def start(self, on_result: Callable[[BatchResult], None], on_io: Callable[[IoResult], None]) -> None: ...
@@ -87,7 +88,9 @@ class NullGrammar:
 
     def compile(self, spec: GrammarSpec) -> GrammarState:
         """Refuse: nothing accepted is ignored."""
-        raise Unsupported(f"structured output ({spec.kind}) is not built", hint="remove the field", param="grammar")
+        raise Unsupported(
+            f"structured output ({spec.kind}) is not built", hint="remove the field", param="grammar"
+        )
 
 
 class Proposer(Protocol):

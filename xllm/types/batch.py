@@ -115,7 +115,8 @@ class Batch(Struct, frozen=True, kw_only=True):
     interruptible: bool = False
     """Iff every row is offline work."""
     epoch: int = 0
-    """Group epoch: results of an older one are dropped."""
+    """Group epoch, raised when a step did not succeed: the body answers ``interrupted`` to every step of the epoch in
+    which one failed or was interrupted, since it was planned on top of that."""
     page_orders: tuple[PageOrder, ...] = ()
     transfers: tuple[TransferOrder, ...] = ()
     encodes: tuple[EncodeOrder, ...] = ()

@@ -19,7 +19,9 @@ HASH_VERSION = 1
 _NUM_BYTES = 16
 
 
-def root_hash(*, block_size: int, weight_revision: str = "", adapter: str | None = None, salt: str = "") -> BlockHash:
+def root_hash(
+    *, block_size: int, weight_revision: str = "", adapter: str | None = None, salt: str = ""
+) -> BlockHash:
     """Parent of the first block; strings are length-prefixed so that no two inputs look alike."""
     digest = hashlib.sha256(f"xllm-block-{HASH_VERSION}:{block_size}".encode())
     for part in (weight_revision, adapter or "", salt):
@@ -30,7 +32,9 @@ def root_hash(*, block_size: int, weight_revision: str = "", adapter: str | None
 
 def next_hash(parent: BlockHash, token_ids: Sequence[int], media_key: bytes = b"") -> BlockHash:
     """Name of the block that follows ``parent`` and holds ``token_ids`` (exactly one block of them)."""
-    return BlockHash(hashlib.sha256(parent + array("I", token_ids).tobytes() + media_key).digest()[:_NUM_BYTES])
+    return BlockHash(
+        hashlib.sha256(parent + array("I", token_ids).tobytes() + media_key).digest()[:_NUM_BYTES]
+    )
 
 
 def media_key(start: int, end: int, items: Sequence[MediaItem], spans: Sequence[MediaSpan]) -> bytes:
@@ -40,7 +44,9 @@ def media_key(start: int, end: int, items: Sequence[MediaItem], spans: Sequence[
         lo, hi = max(start, span.offset), min(end, span.offset + span.num_tokens)
         if lo < hi:
             inner = span.embed_start + lo - span.offset
-            parts.append(items[span.item].hash + inner.to_bytes(8, "little") + (lo - start).to_bytes(4, "little"))
+            parts.append(
+                items[span.item].hash + inner.to_bytes(8, "little") + (lo - start).to_bytes(4, "little")
+            )
     return b"".join(parts)
 
 

@@ -11,7 +11,17 @@ from xllm.types.ids import InstanceId
 Role = Literal["mixed", "encode", "prefill", "decode"]
 
 InstanceState = Literal[
-    "starting", "loading", "warming", "ready", "degraded", "draining", "sleeping", "standby", "suspect", "lost", "dead"
+    "starting",
+    "loading",
+    "warming",
+    "ready",
+    "degraded",
+    "draining",
+    "sleeping",
+    "standby",
+    "suspect",
+    "lost",
+    "dead",
 ]
 
 

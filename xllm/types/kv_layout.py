@@ -74,7 +74,13 @@ class KVLayout(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def build_attention_layout(
-    *, block_size: int, num_layers: int, num_kv_heads: int, head_dim: int, dtype: str, window: int | None = None
+    *,
+    block_size: int,
+    num_layers: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: str,
+    window: int | None = None,
 ) -> KVLayout:
     """The layout of a plain decoder: one group, K and V per layer."""
     shape = (num_kv_heads, head_dim)
@@ -82,7 +88,10 @@ def build_attention_layout(
         name="attention",
         layers=tuple(range(num_layers)),
         kind="full" if window is None else "window",
-        components=(KVComponent(name="k", dtype=dtype, shape=shape), KVComponent(name="v", dtype=dtype, shape=shape)),
+        components=(
+            KVComponent(name="k", dtype=dtype, shape=shape),
+            KVComponent(name="v", dtype=dtype, shape=shape),
+        ),
         window=window,
     )
     return KVLayout(block_size=block_size, groups=(group,))

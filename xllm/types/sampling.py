@@ -58,7 +58,12 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
 
     def __post_init__(self) -> None:
         _check(1 <= self.n <= MAX_CHOICES, "n", self.n, f"1..{MAX_CHOICES}")
-        _check(_finite(self.temperature) and 0 <= self.temperature <= 100, "temperature", self.temperature, "0..2")
+        _check(
+            _finite(self.temperature) and 0 <= self.temperature <= 100,
+            "temperature",
+            self.temperature,
+            "0..2",
+        )
         _check(_finite(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0, up to 1")
         _check(-1 <= self.top_k < 2**31, "top_k", self.top_k, "-1 or 0 (all), or a positive count")
         _check(_finite(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "0..1")
@@ -71,7 +76,12 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             self.repetition_penalty,
             "above 0; 1 switches it off",
         )
-        _check(len(self.logit_bias) <= MAX_LOGIT_BIAS, "logit_bias", len(self.logit_bias), f"<= {MAX_LOGIT_BIAS} ids")
+        _check(
+            len(self.logit_bias) <= MAX_LOGIT_BIAS,
+            "logit_bias",
+            len(self.logit_bias),
+            f"<= {MAX_LOGIT_BIAS} ids",
+        )
         for token, bias in self.logit_bias.items():
             ok = token >= 0 and _finite(bias) and -100 <= bias <= 100
             _check(ok, "logit_bias", {token: bias}, "a token id >= 0 with a bias in -100..100")
@@ -81,12 +91,22 @@ class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True, forb
             _check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
         _check(self.min_tokens >= 0, "min_tokens", self.min_tokens, "0 or more")
         if self.max_tokens is not None:
-            _check(self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, f"<= max_tokens {self.max_tokens}")
+            _check(
+                self.min_tokens <= self.max_tokens,
+                "min_tokens",
+                self.min_tokens,
+                f"<= max_tokens {self.max_tokens}",
+            )
         _check(all(self.stop), "stop", self.stop, "strings that are not empty")
         _check(len(self.stop) <= 64, "stop", len(self.stop), "at most 64 strings")
         _check(all(self.bad_words), "bad_words", self.bad_words, "words that are not empty")
         _check(all(t >= 0 for t in self.stop_token_ids), "stop_token_ids", self.stop_token_ids, "ids >= 0")
-        _check(all(t >= 0 for t in self.allowed_token_ids), "allowed_token_ids", self.allowed_token_ids, "ids >= 0")
+        _check(
+            all(t >= 0 for t in self.allowed_token_ids),
+            "allowed_token_ids",
+            self.allowed_token_ids,
+            "ids >= 0",
+        )
         for name in ("logprobs", "prompt_logprobs"):
             value = getattr(self, name)
             _check(value is None or 0 <= value <= MAX_LOGPROBS, name, value, f"0..{MAX_LOGPROBS}")

@@ -59,6 +59,7 @@ class KVCache:
         self.block_size = layout.block_size
         self._is_state = tuple(g.kind == "state" for g in layout.groups)
         self._group_ids = range(len(layout.groups))
+        self.main_group = self._is_state.index(False)  # the one whose blocks stand for the load of the cache
         # A prefix is only useful when every group can restore it; a state group keeps no checkpoints yet.
         caching = enable_prefix_caching and not any(self._is_state)
         self.prefixes: list[PrefixIndex] = [
@@ -92,6 +93,10 @@ class KVCache:
             )  # cached hits stop being available
             shares.append((pool.num_available - taken) / pool.total)
         return min(shares)
+
+    def num_tokens_covered(self, tables: BlockTables) -> int:
+        """Tokens the sequence's blocks have room for."""
+        return len(tables.groups[self.main_group]) * self.block_size
 
     # -- a sequence's life ------------------------------------------------------------------------------------------
 
@@ -159,7 +164,7 @@ class KVCache:
                 self.prefixes[group].use(seq, block)
             tables.groups[group].extend(kept)
             tables.groups[group].extend(fresh[group])
-        tables.num_promised = len(hit.blocks[0]) - int(hit.copy_last)
+        tables.num_promised = len(hit.blocks[self.main_group]) - int(hit.copy_last)
         return tuple(copies)
 
     def try_grow(self, tables: BlockTables, num_tokens: int) -> bool:

@@ -39,7 +39,9 @@ class PrefixIndex(Protocol):
     def retract(self, block: BlockId) -> set[SeqId]:
         """The promise failed: forget it and say who relied on it. The caller takes the block's name away."""
 
-    def is_promised(self, block: BlockId, block_hash: BlockHash) -> bool: ...
+    def is_promised(self, block: BlockId, block_hash: BlockHash) -> bool:
+        """Whether the block is promised, not certain, to hold this content."""
+        ...
 
     def on_evict(self, block_hash: BlockHash, block: BlockId) -> None:
         """The pool reuses a cached block."""
@@ -47,11 +49,17 @@ class PrefixIndex(Protocol):
     def clear(self) -> list[BlockId]:
         """Forget all committed entries; returns their blocks."""
 
-    def take_events(self) -> list[KvEvent]: ...
+    def take_events(self) -> list[KvEvent]:
+        """Changes since the last call."""
+        ...
 
-    def snapshot(self) -> list[KvEvent]: ...
+    def snapshot(self) -> list[KvEvent]:
+        """Stored events for every committed entry."""
+        ...
 
-    def check(self, pool: BlockPool) -> None: ...
+    def check(self, pool: BlockPool) -> None:
+        """Raise InternalError when index and pool disagree."""
+        ...
 
 
 class HashPrefixIndex:

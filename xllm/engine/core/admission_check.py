@@ -42,7 +42,9 @@ def _check_built(request: Request) -> None:
     )
     for field, is_built in built:
         if not is_built:
-            raise Unsupported(f"{field} is not built yet", hint=f"send the request without {field}", param=field)
+            raise Unsupported(
+                f"{field} is not built yet", hint=f"send the request without {field}", param=field
+            )
 
 
 def _check_resumed(request: Request, vocab_size: int, max_model_len: int) -> None:
@@ -55,7 +57,9 @@ def _check_resumed(request: Request, vocab_size: int, max_model_len: int) -> Non
     for ids in resumed:
         _check_ids("resumed_output_ids", ids, vocab_size)
         if len(ids) >= limit:
-            raise InvalidRequest(f"a resumed choice already has {len(ids)} of {limit} tokens", hint="it is finished")
+            raise InvalidRequest(
+                f"a resumed choice already has {len(ids)} of {limit} tokens", hint="it is finished"
+            )
 
 
 def _check_ids(field: str, ids: tuple[int, ...], vocab_size: int) -> None:

@@ -28,7 +28,7 @@ from xllm.engine.core.token_masks import TokenMask, try_token_mask
 from xllm.engine.ports import Grammar
 from xllm.engine.scheduler.policy import OrderKey
 from xllm.engine.scheduler.scheduler import ScheduledStep, Scheduler
-from xllm.engine.scheduler.sequence import Sequence, SeqStatus
+from xllm.engine.scheduler.sequence import SeqStatus, Sequence
 from xllm.errors import CapacityError, DeadlineExceeded, InternalError, InvalidRequest
 from xllm.types.batch import Batch, BatchResult, IoResult, StepMask
 from xllm.types.block_hash import block_hashes, root_hash
@@ -93,7 +93,9 @@ class EngineCore:
         """Queue a request, or raise RequestError / CapacityError; then nothing is owed."""
         key = (request.id, request.attempt)
         if key in self._requests:
-            raise InvalidRequest(f"request {request.id} attempt {request.attempt} is already running", param="id")
+            raise InvalidRequest(
+                f"request {request.id} attempt {request.attempt} is already running", param="id"
+            )
         if request.grammar is not None:
             self._grammar.compile(request.grammar)
         check_request(request, vocab_size=self.vocab_size, max_model_len=self.limits.max_model_len)
@@ -108,7 +110,9 @@ class EngineCore:
         if request.block_hash_size != self.cache.block_size:
             hashes = block_hashes(request.prompt_token_ids, block_size=self.cache.block_size, root=root)
         now_s = self._clock.now()
-        seqs = [self._new_sequence(request, choice, root, hashes, now_s) for choice in range(request.sampling.n)]
+        seqs = [
+            self._new_sequence(request, choice, root, hashes, now_s) for choice in range(request.sampling.n)
+        ]
         self._requests[key] = seqs
         mask = try_token_mask(request, self.vocab_size)
         for seq in seqs:
@@ -132,7 +136,9 @@ class EngineCore:
     def _check_capacity(self, request: Request) -> None:
         limits, waiting = self.limits, self.scheduler.waiting
         if self.is_draining:
-            raise CapacityError("the engine is draining", status=503, retry_after_s=5.0, hint="send it elsewhere")
+            raise CapacityError(
+                "the engine is draining", status=503, retry_after_s=5.0, hint="send it elsewhere"
+            )
         if 0 < limits.max_num_queued_reqs <= len(waiting):
             raise CapacityError(
                 f"{len(waiting)} requests are waiting, the limit is {limits.max_num_queued_reqs}",
@@ -228,15 +234,15 @@ class EngineCore:
         now_s = self._clock.now()
         step, planned_s, handed_s = self._inflight.popleft()
         if result.step != step.batch.step:
-            raise InternalError(f"result of step {result.step} where step {step.batch.step} is the oldest in flight")
+            raise InternalError(
+                f"result of step {result.step} where step {step.batch.step} is the oldest in flight"
+            )
         if self._unmasked and self._unmasked[0] is step:
             self._unmasked.popleft()  # it failed before it asked for its mask
-        if result.status == "failed":
-            outputs = self._fail(step, result.error)
-        elif result.status == "interrupted":
-            outputs = self._roll_back(step)
-        else:
+        if result.status == "ok":
             outputs = self._accept(step, result, now_s)
+        else:
+            outputs = self._on_broken_step(step, result)
         facts = result.facts
         self._step_time_s = now_s - handed_s
         planning_s = (handed_s - planned_s) + (self._clock.now() - now_s)
@@ -312,27 +318,33 @@ class EngineCore:
 
     # -- a step did not succeed -------------------------------------------------------------------------------------
 
-    def _fail(self, step: ScheduledStep, error: OutputError | None) -> list[RequestOutput]:
-        """The step's sequences end with its error; whoever relied on its blocks recomputes."""
-        error = error or OutputError("InternalError", 500, "the step failed without a reason")
-        victims = {s.id: s for s in self._current(step)}
-        self._take_back(step, victims)
-        return [self._finish(s, "error", error=error) for s in victims.values() if not s.is_finished]
+    def _on_broken_step(self, step: ScheduledStep, result: BatchResult) -> list[RequestOutput]:
+        """A failed step ends its sequences, an interrupted one takes them back; later ones never happened."""
+        victims = self._current(step)
+        if step.batch.epoch == self.scheduler.epoch:
+            self.scheduler.epoch += 1
+            for later, _, _ in self._inflight:  # the body will answer them as interrupted: see Batch.epoch
+                self._roll_back(later)
+        self._roll_back(step)
+        if result.status == "interrupted":
+            return []
+        error = result.error or OutputError("InternalError", 500, "the step failed without a reason")
+        return [self._finish(s, "error", error=error) for s in victims]
 
-    def _roll_back(self, step: ScheduledStep) -> list[RequestOutput]:
+    def _roll_back(self, step: ScheduledStep) -> None:
         """The step did not happen: its sequences go back to what is certain and run again."""
         victims = {s.id: s for s in self._current(step)}
         self._take_back(step, victims)
+        step.promises = []
         for seq in victims.values():
-            if seq.status is SeqStatus.RUNNING:
-                restorable = self.cache.rollback(seq.tables, seq.num_computed)
-                if restorable < seq.num_computed:
-                    self.scheduler.preempt(seq, because="interrupted")
-                else:
-                    seq.forget_inflight()
-                    self.cache.unpromise(seq.tables, seq.num_computed)
+            if seq.status is not SeqStatus.RUNNING:
+                continue  # lost a copy
+            if self.cache.rollback(seq.tables, seq.num_computed) < seq.num_computed:
+                self.scheduler.preempt(seq, because="interrupted")
+            else:
+                seq.forget_inflight()
+                self.cache.unpromise(seq.tables, seq.num_computed)
             self._trace.record(seq.request.id, "interrupted", {"choice": seq.choice, "step": step.batch.step})
-        return []
 
     @staticmethod
     def _current(step: ScheduledStep) -> list[Sequence]:
@@ -342,7 +354,7 @@ class EngineCore:
     def _take_back(self, step: ScheduledStep, victims: dict[SeqId, Sequence]) -> None:
         """Retract what the step promised and, until nobody is left who relied on it, what those promised since.
 
-        Fork copies ordered by the step are uncertain too, so waiting forks recompute.
+        Copies ordered by the step are uncertain too: whoever holds their targets recomputes.
         """
         tainted = set(victims)
         suspects = list(step.promises)
@@ -350,10 +362,12 @@ class EngineCore:
             tainted |= self.cache.retract(suspects)
             later = [p for other, _, _ in self._inflight for p in other.promises if p.seq in tainted]
             suspects = [p for p in later if self.cache.is_promised(p)]
-        for seq_id in tainted - set(victims):
-            seq = self._by_id.get(seq_id)
-            if seq is not None and seq.status is SeqStatus.RUNNING:
-                self.scheduler.preempt(seq, because="its prefix was retracted")
+        copied = {(c.group, c.target) for c in step.batch.copies}
+        relied = tainted - set(victims)
+        for seq in list(self.scheduler.running):
+            held = ((g, b) for g, blocks in enumerate(seq.tables.groups) for b in blocks)
+            if seq.id in relied or (copied and not copied.isdisjoint(held)):
+                self.scheduler.preempt(seq, because="what it was built on was taken back")
         self.scheduler.drop_fork_holds()
 
     def on_io(self, result: IoResult) -> list[RequestOutput]:
@@ -366,7 +380,9 @@ class EngineCore:
         """End the requests whose deadline has passed."""
         due = self._deadlines.pop_due(self._clock.now())
         error = output_error(
-            DeadlineExceeded("the request's deadline passed", hint="raise the deadline or retry when load is lower")
+            DeadlineExceeded(
+                "the request's deadline passed", hint="raise the deadline or retry when load is lower"
+            )
         )
         return [self._finish(s, "deadline", error=error) for s in due]
 
@@ -377,7 +393,7 @@ class EngineCore:
 
     def load(self) -> LoadReport:
         """Load now."""
-        scheduler, pool = self.scheduler, self.cache.pools[0]
+        scheduler, pool = self.scheduler, self.cache.pools[self.cache.main_group]
         num_forks = sum(len(f) for f in scheduler.forks.values())
         return LoadReport(
             step=self.step,
@@ -432,7 +448,7 @@ class EngineCore:
             if seq.num_scheduled > len(seq.token_ids) + seq.num_pending_samples:
                 raise InternalError(f"{seq} computed more than it has")
             if seq.status is SeqStatus.RUNNING:
-                covered = min(len(g) for g in seq.tables.groups[:1]) * self.cache.block_size
+                covered = self.cache.num_tokens_covered(seq.tables)
                 if covered < seq.num_scheduled:
                     raise InternalError(f"{seq} has blocks for {covered} tokens only")
             elif seq.row is not None or seq.num_inflight:

@@ -23,7 +23,7 @@ def num_mask_bytes(vocab_size: int) -> int:
 class TokenMask:
     """The rules of one request over a vocabulary; shared by its choices, keeps no state of its own."""
 
-    __slots__ = ("_base", "_bad_endings", "_is_restricted", "_min_tokens", "_stops")
+    __slots__ = ("_bad_endings", "_base", "_is_restricted", "_min_tokens", "_stops")
 
     def __init__(self, request: Request, vocab_size: int) -> None:
         sampling = request.sampling

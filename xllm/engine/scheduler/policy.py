@@ -32,7 +32,9 @@ ORDER_KEYS: dict[str, OrderKey] = {"fcfs": fcfs_key, "priority": priority_key}
 class AdmissionPolicy(Protocol):
     """Decides whether the first waiting sequence may start now."""
 
-    def may_admit(self, seq: Sequence, hit: PrefixHit, cache: KVCache, num_running: int) -> bool: ...
+    def may_admit(self, seq: Sequence, hit: PrefixHit, cache: KVCache, num_running: int) -> bool:
+        """Pure: whether ``seq`` with what it would hit may enter."""
+        ...
 
 
 class WatermarkAdmission:

@@ -27,7 +27,7 @@ from xllm.engine.scheduler.policy import AdmissionPolicy
 from xllm.engine.scheduler.preemption import choose_victim
 from xllm.engine.scheduler.queue import WaitingQueue
 from xllm.engine.scheduler.rows import RowTable
-from xllm.engine.scheduler.sequence import Sequence, SeqStatus
+from xllm.engine.scheduler.sequence import SeqStatus, Sequence
 from xllm.types.batch import Batch, BatchRow, BlockCopy, NewRow
 from xllm.types.ids import SeqId, StepId
 
@@ -58,9 +58,11 @@ class Scheduler:
         self.forks: dict[SeqId, list[Sequence]] = {}
         self.running: list[Sequence] = []
         self.rows = RowTable(limits.max_num_seqs)
+        self.epoch = 0
         self.num_preemptions = 0
         self.num_query_tokens = 0
         self.num_hit_tokens = 0
+        self._main = cache.main_group
         self._admission = admission
         self._trace = trace
         self._copies: list[BlockCopy] = []
@@ -125,6 +127,7 @@ class Scheduler:
             copies=copies,
             num_tokens=self.limits.max_num_batched_tokens - plan.budget,
             interruptible=all(s.request.offline for s in plan.seqs),
+            epoch=self.epoch,
         )
         return ScheduledStep(batch, plan.seqs, [s.generation for s in plan.seqs], plan.promises)
 
@@ -229,7 +232,7 @@ class Scheduler:
                     block_tables=tables.take_new(),
                 )
             )
-        elif tables.num_mentioned[0] != len(tables.groups[0]):
+        elif tables.num_mentioned[self._main] != len(tables.groups[self._main]):
             new_blocks = tables.take_new()
         plan.rows.append(
             BatchRow(seq.row, start, num_new, new_blocks, num_logits, not seq.prompt_logprobs_sent, after)
