@@ -2,19 +2,12 @@
 
 noise.py       counter-based Gumbel noise: the exact bit recipe, vectorised
 filters.py     min-p, top-k and top-p as one threshold per row
-reference.py   ``sample``: temperature, filters, Gumbel-max; torch, any device
+reference.py   ``sample_gumbel``: temperature, filters, Gumbel-max; torch, any device
 scalar.py      the same for one row in plain Python, to read and to test against
 """
 
 from __future__ import annotations
 
-from xllm.engine.kernels.sampling.reference import (
-    SAMPLE_EMPTY,
-    SAMPLE_NAN,
-    SAMPLE_OK,
-    Sampled,
-    SampleRows,
-    sample,
-)
+from xllm.engine.kernels.sampling.reference import sample_gumbel
 
-__all__ = ["SAMPLE_EMPTY", "SAMPLE_NAN", "SAMPLE_OK", "SampleRows", "Sampled", "sample"]
+__all__ = ["sample_gumbel"]

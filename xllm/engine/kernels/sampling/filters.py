@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 FIRST_CANDIDATES = 256
@@ -23,7 +24,7 @@ GROWTH = 16
 
 @dataclass(frozen=True, slots=True)
 class Survivors:
-    """Candidates of some rows, best first; -inf marks those that do not survive."""
+    """Candidates of some rows; -inf marks those that do not survive."""
 
     rows: torch.Tensor
     """int64 ``[R]``: which rows of the input."""
@@ -52,18 +53,35 @@ def find_survivors(
     count = min(vocab_size, max(FIRST_CANDIDATES, int(top_k.clamp(max=vocab_size).max()) + 1))
     while len(rows):
         part = logits if len(rows) == num_rows else logits.index_select(0, rows)
-        values, token_ids = part.topk(count, dim=-1) if count < vocab_size else part.sort(descending=True)
-        threshold, settled = _threshold(part, values, top_k[rows], top_p[rows], min_p[rows])
         if count == vocab_size:
-            settled = torch.ones_like(settled)
+            yield _full_rows(part, rows, top_k[rows], top_p[rows], min_p[rows])
+            return
+        values, token_ids = part.topk(count, dim=-1)
+        threshold, settled = _threshold(part, values, top_k[rows], top_p[rows], min_p[rows])
         kept = values.masked_fill(values < threshold[:, None], float("-inf"))
         if bool(settled.all()):
             yield Survivors(rows, kept, token_ids)
             return
         yield Survivors(rows[settled], kept[settled], token_ids[settled])
         rows = rows[~settled]
-        # A full sort costs little more than selecting a large part.
+        # Sorting all values costs little more than selecting a large part with its ids.
         count = count * GROWTH if count * GROWTH * 8 < vocab_size else vocab_size
+
+
+def _full_rows(
+    logits: torch.Tensor, rows: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> Survivors:
+    """Rows that need every value sorted; every id is a candidate."""
+    threshold, _ = _threshold(logits, _sorted(logits), top_k, top_p, min_p)
+    ids = torch.arange(logits.shape[1], device=logits.device).expand(logits.shape)
+    return Survivors(rows, logits.masked_fill(logits < threshold[:, None], float("-inf")), ids)
+
+
+def _sorted(logits: torch.Tensor) -> torch.Tensor:
+    """Values of each row, largest first. On the host numpy's sort of values alone is many times faster."""
+    if logits.is_cuda:
+        return logits.sort(dim=-1, descending=True).values
+    return torch.from_numpy(-np.sort(-logits.numpy(), axis=-1))
 
 
 def _threshold(

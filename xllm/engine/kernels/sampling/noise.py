@@ -29,8 +29,6 @@ tokens down to a
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 _ID_FACTOR = 0x9E3779B1
@@ -39,35 +37,30 @@ _FMIX_2 = 0xC2B2AE35
 _MAX_UNIFORM = 1 - 2.0**-24
 
 
-def row_keys(
-    seeds: npt.NDArray[np.int64], choices: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint64]:
-    """Keys ``[N]`` of rows; a negative seed counts as its two's complement."""
-    return _mix(_mix(_mix(seeds.astype(np.uint64)) ^ choices.astype(np.uint64)) ^ positions.astype(np.uint64))
+def row_keys(seeds: torch.Tensor, choices: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Keys of rows, int64 ``[N]`` holding the unsigned bits; a negative seed is its two's complement."""
+    return _mix(_mix(_mix(seeds) ^ choices) ^ positions)
 
 
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = x + _signed(0x9E3779B97F4A7C15, 64)
+    x = (x ^ _shift(x, 30, 64)) * _signed(0xBF58476D1CE4E5B9, 64)
+    x = (x ^ _shift(x, 27, 64)) * _signed(0x94D049BB133111EB, 64)
+    return x ^ _shift(x, 31, 64)
 
 
-def gumbel(keys: npt.NDArray[np.uint64], token_ids: torch.Tensor) -> torch.Tensor:
+def gumbel(keys: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Noise of rows and tokens.
 
     Args:
-        keys: ``[R]``.
+        keys: int64 ``[R]``.
         token_ids: int32 ``[V]`` (the same for all rows) or ``[R, V]``.
 
     Returns:
         float32 ``[R, V]`` on the device of ``token_ids``.
     """
-    device = token_ids.device
-    low, high = (
-        torch.from_numpy((keys >> np.uint64(shift)).astype(np.uint32).view(np.int32)).to(device)[:, None]
-        for shift in (0, 32)
-    )
+    # A cast to int32 keeps the low 32 bits.
+    low, high = keys.to(torch.int32)[:, None], _shift(keys, 32, 64).to(torch.int32)[:, None]
     x = token_ids * _signed(_ID_FACTOR) + low
     _fmix(x)
     x += high
@@ -86,10 +79,10 @@ def _fmix(x: torch.Tensor) -> None:
     x ^= _shift(x, 16)
 
 
-def _shift(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Logical right shift of int32; torch's own keeps the sign."""
-    return (x >> bits).bitwise_and_((1 << (32 - bits)) - 1)
+def _shift(x: torch.Tensor, bits: int, width: int = 32) -> torch.Tensor:
+    """Logical right shift of signed integers; torch's own keeps the sign."""
+    return (x >> bits).bitwise_and_((1 << (width - bits)) - 1)
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 32) if value >= 1 << 31 else value
+def _signed(value: int, width: int = 32) -> int:
+    return value - (1 << width) if value >= 1 << (width - 1) else value

@@ -1,135 +1,90 @@
-"""``sample``: temperature, filters, then argmax of log-probability plus Gumbel noise.
+"""``sample_gumbel``: temperature, filters, then argmax of log-probability plus Gumbel noise.
 
 Masks, logit bias and penalties have been applied to the logits before. The argmax of ``log p(v) + g(v)``
-over the surviving ids is a draw from their renormalised distribution (Gumbel-max); the normaliser is the
-same for all ids of a row and is left out.
+over the surviving ids is a draw from their renormalised distribution (Gumbel-max; Maddison, Tarlow, Minka
+2014); the normaliser is the same for all ids of a row and is left out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from xllm.engine.kernels.sampling.filters import find_survivors
 from xllm.engine.kernels.sampling.noise import gumbel, row_keys
 
-SAMPLE_OK = 0
-SAMPLE_NAN = 1
-"""A logit is NaN or +inf: the model's numbers broke."""
-SAMPLE_EMPTY = 2
-"""Every id is masked."""
-
-GREEDY_BELOW = 1e-5
-"""Temperatures below are greedy: dividing by them says nothing more."""
+MIN_TEMPERATURE = 1e-10
+"""Smaller positive temperatures count as this one; dividing by them would leave the range of float32."""
 NOISE_CHUNK = 1 << 18
-"""Elements of noise computed at once: small enough to stay in the cache."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampleRows:
-    """Parameters of N rows; host arrays ``[N]``."""
-
-    temperature: npt.NDArray[np.float32]
-    """0 = greedy."""
-    top_k: npt.NDArray[np.int64]
-    """0 = all."""
-    top_p: npt.NDArray[np.float32]
-    min_p: npt.NDArray[np.float32]
-    seeds: npt.NDArray[np.int64]
-    """64 bits, two's complement."""
-    choices: npt.NDArray[np.int64]
-    positions: npt.NDArray[np.int64]
-    """Of the sampled token in its sequence."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """What was drawn; host arrays ``[N]``."""
-
-    token_ids: npt.NDArray[np.int64]
-    """Meaningless where there is an error, but always an id of the vocabulary."""
-    errors: npt.NDArray[np.uint8]
-    """``SAMPLE_OK``, ``SAMPLE_NAN`` or ``SAMPLE_EMPTY``."""
+"""Elements of noise computed at once on the host: small enough to stay in the cache."""
 
 
 @torch.inference_mode()
-def sample(logits: torch.Tensor, rows: SampleRows) -> Sampled:
-    """Draw one token per row of ``logits``, float32 ``[N, V]``, which is left as it is.
+def sample_gumbel(
+    logits: torch.Tensor,
+    *,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
+    seeds: torch.Tensor,
+    choices: torch.Tensor,
+    positions: torch.Tensor,
+) -> torch.Tensor:
+    """Draw one token per row; a row's result depends on its own logits and parameters only.
 
-    A row's result depends on its own logits and parameters only. Greedy rows take the largest logit, on a
-    tie the lowest id.
+    Args:
+        logits: float32 ``[N, V]``; left as it is. A row with NaN, +inf or only -inf gives some id of the
+            vocabulary. temperature: float32 ``[N]``, above 0. top_k: int64 ``[N]``, 0 = all. top_p: float32
+            ``[N]``, 1 = all. min_p: float32 ``[N]``, 0 = all. seeds: int64 ``[N]``, 64 bits in two's
+            complement. choices: int64 ``[N]``. positions: int64 ``[N]``, of the sampled token in its
+            sequence.
+
+    Returns:
+        int64 ``[N]``.
     """
-    peak, greedy_ids = logits.max(dim=-1)
-    token_ids = greedy_ids.cpu().numpy()
-    peak_on_host = peak.cpu().numpy()
-    errors = np.zeros(len(token_ids), dtype=np.uint8)
-    errors[np.isnan(peak_on_host) | (peak_on_host == np.inf)] = SAMPLE_NAN
-    errors[peak_on_host == -np.inf] = SAMPLE_EMPTY
-    is_drawn = (rows.temperature >= GREEDY_BELOW) & (errors == SAMPLE_OK)
-    is_filtered = (rows.top_k > 0) & (rows.top_k < logits.shape[1])
-    is_filtered |= (rows.top_p < 1) | (rows.min_p > 0)
-    keys = row_keys(rows.seeds, rows.choices, rows.positions)
-    open_rows = np.flatnonzero(is_drawn & ~is_filtered)
-    if len(open_rows):
-        token_ids[open_rows] = _draw_open(logits, peak, open_rows, rows, keys)
-    filtered = np.flatnonzero(is_drawn & is_filtered)
-    if len(filtered):
-        token_ids[filtered] = _draw_filtered(logits, peak, filtered, rows, keys)
-    return Sampled(token_ids, errors)
+    vocab_size = logits.shape[1]
+    peak = logits.amax(dim=-1)
+    temperature = temperature.clamp(min=MIN_TEMPERATURE)
+    keys = row_keys(seeds, choices, positions)
+    is_filtered = ((top_k > 0) & (top_k < vocab_size)) | (top_p < 1) | (min_p > 0)
+    drawn = torch.zeros_like(keys)
+    is_filtered_on_host = is_filtered.cpu()
+    if not is_filtered_on_host.all():
+        index = torch.nonzero(~is_filtered)[:, 0]
+        drawn[index] = _draw_open(logits, peak, temperature, keys, index)
+    if is_filtered_on_host.any():
+        index = torch.nonzero(is_filtered)[:, 0]
+        scaled = _scaled(logits, peak, temperature, index)
+        for found in find_survivors(scaled, top_k[index], top_p[index].double(), min_p[index].double()):
+            rows = index[found.rows]
+            scores = found.values + gumbel(keys[rows], found.token_ids.to(torch.int32))
+            is_best = scores == scores.amax(dim=-1, keepdim=True)
+            lowest = found.token_ids.masked_fill(~is_best, vocab_size - 1).amin(dim=-1)
+            drawn[rows] = lowest
+    return drawn
 
 
 def _scaled(
-    logits: torch.Tensor, peak: torch.Tensor, picked: npt.NDArray[np.int64], rows: SampleRows
+    logits: torch.Tensor, peak: torch.Tensor, temperature: torch.Tensor, index: torch.Tensor
 ) -> torch.Tensor:
     """Logits of some rows after temperature, shifted so that the largest is 0: no temperature overflows."""
-    index = torch.from_numpy(picked).to(logits.device)
-    temperature = torch.from_numpy(rows.temperature[picked]).to(logits.device)
     part = logits.index_select(0, index)
-    return part.sub_(peak.index_select(0, index)[:, None]).div_(temperature[:, None])
+    return part.sub_(peak[index][:, None]).div_(temperature[index][:, None])
 
 
 def _draw_open(
     logits: torch.Tensor,
     peak: torch.Tensor,
-    picked: npt.NDArray[np.int64],
-    rows: SampleRows,
-    keys: npt.NDArray[np.uint64],
-) -> npt.NDArray[np.int64]:
+    temperature: torch.Tensor,
+    keys: torch.Tensor,
+    index: torch.Tensor,
+) -> torch.Tensor:
     """Rows without filters: noise for every id."""
     vocab_size = logits.shape[1]
     ids = torch.arange(vocab_size, dtype=torch.int32, device=logits.device)
-    size = len(picked) if logits.is_cuda else max(NOISE_CHUNK // vocab_size, 1)
-    drawn = []
-    for begin in range(0, len(picked), size):
-        part = picked[begin : begin + size]
-        scores = _scaled(logits, peak, part, rows).add_(gumbel(keys[part], ids))
-        drawn.append(scores.argmax(dim=-1))
-    return torch.cat(drawn).cpu().numpy()
-
-
-def _draw_filtered(
-    logits: torch.Tensor,
-    peak: torch.Tensor,
-    picked: npt.NDArray[np.int64],
-    rows: SampleRows,
-    keys: npt.NDArray[np.uint64],
-) -> npt.NDArray[np.int64]:
-    """Rows with filters: noise for candidates only."""
-    device = logits.device
-    top_k, top_p, min_p = (
-        torch.from_numpy(column[picked].astype(kind)).to(device)
-        for column, kind in ((rows.top_k, np.int64), (rows.top_p, np.float64), (rows.min_p, np.float64))
-    )
-    drawn = np.zeros(len(picked), dtype=np.int64)
-    for found in find_survivors(_scaled(logits, peak, picked, rows), top_k, top_p, min_p):
-        part = found.rows.cpu().numpy()
-        if len(part) == 0:
-            continue
-        scores = found.values + gumbel(keys[picked[part]], found.token_ids.to(torch.int32))
-        is_best = scores == scores.max(dim=-1, keepdim=True).values
-        lowest = found.token_ids.masked_fill(~is_best, logits.shape[1]).min(dim=-1).values
-        drawn[part] = lowest.cpu().numpy()
-    return drawn
+    size = len(index) if logits.is_cuda else max(NOISE_CHUNK // vocab_size, 1)
+    drawn = [
+        _scaled(logits, peak, temperature, part).add_(gumbel(keys[part], ids)).argmax(dim=-1)
+        for part in index.split(size)
+    ]
+    return torch.cat(drawn)
