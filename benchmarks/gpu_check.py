@@ -16,24 +16,29 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NEEDED = ("torch", "numpy", "msgspec", "safetensors", "tokenizers", "transformers", "pytest", "pytest_timeout", "hypothesis")
+NEEDED = ("torch", "numpy", "msgspec", "safetensors", "tokenizers", "transformers")
+NEEDED_BY_TESTS = ("pytest", "pytest_timeout", "hypothesis")
 GPU_TESTS = ("tests/numeric", "tests/equivalence", "tests/e2e")
 GEMM_SIZES = (4096, 8192)
 COPY_BYTES = 2 * 1024**3
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/<gpu>/")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions")
     parser.add_argument("pytest_args", nargs="*", help="passed to pytest")
     args = parser.parse_args()
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    missing = [name for name in (*NEEDED, *NEEDED_BY_TESTS) if importlib.util.find_spec(name) is None]
     if missing:
-        print(f"gpu-check: missing packages: {', '.join(missing)}\nhint: --wheels DIR with their wheels", file=sys.stderr)
+        print(f"gpu-check: missing packages: {', '.join(missing)}", file=sys.stderr)
+        print("hint: --wheels DIR with their wheels", file=sys.stderr)
         return 2
     import torch
 
@@ -56,7 +61,16 @@ def main() -> int:
 def run_tests(out: Path, extra: list[str]) -> int:
     """Run the tests marked ``gpu``; the device path is the same code the CPU tests run."""
     folders = [folder for folder in GPU_TESTS if (ROOT / folder).is_dir()]
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", f"--junitxml={out / 'tests.xml'}", *folders, *extra]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-m",
+        "gpu",
+        f"--junitxml={out / 'tests.xml'}",
+        *folders,
+        *extra,
+    ]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
@@ -72,11 +86,11 @@ def measure_roofline(repetitions: int) -> dict[str, object]:
     words = source.view(torch.int32)
     host = torch.empty(256 * 1024**2, dtype=torch.uint8, pin_memory=True)
     on_device = torch.empty_like(host, device=device)
-    copy_s = _median_s(lambda: target.copy_(source), repetitions)
-    read_s = _median_s(lambda: words.amax(), repetitions)
+    copy_s = _median_s(partial(target.copy_, source), repetitions)
+    read_s = _median_s(words.amax, repetitions)
     to_device_s = _median_s(lambda: on_device.copy_(host, non_blocking=True), repetitions)
     to_host_s = _median_s(lambda: host.copy_(on_device, non_blocking=True), repetitions)
-    del source, target, words
+    del source, target, words  # the matrix products want the memory
     gemm = {}
     for n in GEMM_SIZES:
         a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))

@@ -48,7 +48,9 @@ def resolve_config(
     config = EngineConfig(
         model=ModelConfig(model=str(model_dir), dtype=dtype, max_model_len=max_model_len, **model),  # type: ignore[arg-type]
         cache=CacheConfig(
-            block_size=block_size, num_gpu_blocks_override=num_blocks, enable_prefix_caching=enable_prefix_caching
+            block_size=block_size,
+            num_gpu_blocks_override=num_blocks,
+            enable_prefix_caching=enable_prefix_caching,
         ),
         scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
         runner=RunnerConfig(device=device, num_threads=1),  # type: ignore[arg-type]

@@ -62,7 +62,8 @@ SHAPES: dict[str, Shape] = {
     "mistral-window": Shape("Mistral", {"sliding_window": 37, "head_dim": 32}),
     "mistral-full": Shape("Mistral", {"sliding_window": None}),
     "qwen2-gqa7": Shape(
-        "Qwen2", {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1, "tie_word_embeddings": True}
+        "Qwen2",
+        {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
     "qwen3": Shape("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3-yarn": Shape(

@@ -78,7 +78,10 @@ def test_prefix_cache_on_is_prefix_cache_off(shape: str, chunk: int | None, smal
             enable_prefix_caching=enabled,
         )
         comparison = Comparison()
-        for name, prompt in prompts.items():  # one after the other, so that later ones find what earlier ones left
+        for (
+            name,
+            prompt,
+        ) in prompts.items():  # one after the other, so that later ones find what earlier ones left
             done = engine.run([request(name, prompt, 10)])
             comparison.compare(name, done[name, 0], model.reference.greedy(prompt, 10))
         comparison.finish(f"{shape} prefix cache {enabled}")

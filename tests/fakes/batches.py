@@ -32,7 +32,13 @@ class HandBrain:
     _freed: list[int] = field(default_factory=list)
 
     def introduce(
-        self, row: int, request: Request, *, outputs: Sequence[int] = (), choice: int = 0, blocks: Sequence[int] = ()
+        self,
+        row: int,
+        request: Request,
+        *,
+        outputs: Sequence[int] = (),
+        choice: int = 0,
+        blocks: Sequence[int] = (),
     ) -> None:
         """The next step brings a new row; ``outputs`` are known output tokens (a resumed or preempted sequence)."""
         tokens = (*request.prompt_token_ids, *outputs)
@@ -63,7 +69,14 @@ class HandBrain:
             self._tables[row] += blocks
             is_done = start + count == known
             rows.append(
-                BatchRow(row, start, count, (blocks,) if blocks else (), int(is_done), want_prompt_logprobs=row in wants)
+                BatchRow(
+                    row,
+                    start,
+                    count,
+                    (blocks,) if blocks else (),
+                    int(is_done),
+                    want_prompt_logprobs=row in wants,
+                )
             )
             self._computed[row] += count
             if is_done:

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from xllm.engine.worker.build_local import ExecutorFacts
     from xllm.engine.worker.local import LocalExecutor
 
-EXECUTORS: Registry[Any] = Registry("executor", {"local": "xllm.engine.worker.build_local:build_local_executor"})
+EXECUTORS: Registry[Any] = Registry(
+    "executor", {"local": "xllm.engine.worker.build_local:build_local_executor"}
+)
 
 
 def build_local_executor(
@@ -25,5 +27,7 @@ def build_local_executor(
     **options: Any,
 ) -> tuple[LocalExecutor, ExecutorFacts]:
     """Load the model and wire the executor of this process; see ``xllm.engine.worker.build_local``."""
-    built: tuple[LocalExecutor, ExecutorFacts] = EXECUTORS.load("local")(resolved, progress=progress, **options)
+    built: tuple[LocalExecutor, ExecutorFacts] = EXECUTORS.load("local")(
+        resolved, progress=progress, **options
+    )
     return built

@@ -67,7 +67,9 @@ class LayerWords:
             while layer >= self._num_ready:
                 remaining_s = deadline_s - time.monotonic()
                 if remaining_s <= 0:
-                    raise TransferError(f"the KV of layer {layer} did not arrive within {self._ready_timeout_s:g} s")
+                    raise TransferError(
+                        f"the KV of layer {layer} did not arrive within {self._ready_timeout_s:g} s"
+                    )
                 self._changed.wait(remaining_s)
 
     def layer_done(self, layer: int) -> None:

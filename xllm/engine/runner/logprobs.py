@@ -9,7 +9,9 @@ import torch
 from xllm.types.output import PositionLogprobs, TokenLogprob
 
 
-def score_tokens(logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]) -> list[PositionLogprobs]:
+def score_tokens(
+    logits: torch.Tensor, token_ids: torch.Tensor, num_top: Sequence[int]
+) -> list[PositionLogprobs]:
     """Score one token per row of logits.
 
     Args:

@@ -25,7 +25,9 @@ def apply_mask(logits: torch.Tensor, mask: StepMask) -> None:
     if num_rows == 0:
         return
     if max(mask.logit_rows) >= logits.shape[0]:
-        raise InternalError(f"mask of step {mask.step}: row {max(mask.logit_rows)} of {logits.shape[0]} logit rows")
+        raise InternalError(
+            f"mask of step {mask.step}: row {max(mask.logit_rows)} of {logits.shape[0]} logit rows"
+        )
     packed = np.frombuffer(mask.bits, dtype=np.uint8).reshape(num_rows, row_bytes)
     forbidden = np.unpackbits(packed, axis=1, count=vocab_size, bitorder="little") == 0
     forbidden_on_device = torch.from_numpy(forbidden).to(logits.device)

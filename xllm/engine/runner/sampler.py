@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from xllm.engine.kernels.sampling import sample_gumbel
+from xllm.engine.kernels.sampling import SAMPLE_NAN, SAMPLE_OK, SampleRows, sample
 from xllm.engine.runner.logprobs import score_tokens
 from xllm.engine.runner.masks import apply_mask
 from xllm.engine.runner.model_input import to_device
@@ -49,13 +49,15 @@ class Samples:
         """Tokens and log-probabilities aligned with the scheduled rows; a row with an error has none."""
         tokens: list[tuple[int, ...]] = [()] * len(plan.rows)
         logprobs: list[tuple[PositionLogprobs, ...] | None] = [None] * len(plan.rows)
-        for sample, (owner, token) in enumerate(zip(plan.sample_owner.tolist(), self.tokens.tolist(), strict=False)):
+        for index, (owner, token) in enumerate(
+            zip(plan.sample_owner.tolist(), self.tokens.tolist(), strict=False)
+        ):
             tokens[owner] += (token,)
-            scored = self.logprobs.get(sample) if self.logprobs else None
+            scored = self.logprobs.get(index) if self.logprobs else None
             if scored is not None:
                 logprobs[owner] = (*(logprobs[owner] or ()), scored)
-        for sample, _ in self.errors:
-            owner = int(plan.sample_owner[sample])
+        for index, _ in self.errors:
+            owner = int(plan.sample_owner[index])
             tokens[owner], logprobs[owner] = (), None
         return tuple(tokens), tuple(logprobs) if self.logprobs else ()
 
@@ -85,16 +87,24 @@ class Sampler:
             self._penalties.apply(logits, penalised, row_ids[penalised])
         if mask is not None:
             apply_mask(logits, mask)
-        best, chosen = logits.max(dim=-1)
-        tokens = chosen.cpu().numpy()
-        errors = _find_errors(best)
-        random = np.flatnonzero(columns.temperature[row_ids] > 0)
-        if len(random):
-            tokens = tokens.copy()
-            tokens[random] = self._draw(logits, random, row_ids[random], plan)
-        samples = Samples(tokens=tokens, errors=errors)
+        sampled = sample(
+            logits,
+            SampleRows(
+                temperature=columns.temperature[row_ids],
+                top_k=columns.top_k[row_ids],
+                top_p=columns.top_p[row_ids],
+                min_p=columns.min_p[row_ids],
+                seeds=columns.seeds[row_ids],
+                choices=columns.choices[row_ids],
+                positions=plan.sample_positions,
+            ),
+        )
+        failed = np.flatnonzero(sampled.errors != SAMPLE_OK)
+        samples = Samples(
+            sampled.token_ids, errors=[(i, _error_text(sampled.errors[i])) for i in failed.tolist()]
+        )
         if raw is not None:
-            picked = to_device(tokens[scored], logits.device)
+            picked = to_device(sampled.token_ids[scored], logits.device)
             scores = score_tokens(raw, picked, columns.num_logprobs[row_ids[scored]].tolist())
             samples.logprobs = dict(zip(scored.tolist(), scores, strict=True))
         return samples
@@ -104,7 +114,7 @@ class Sampler:
         extends = plan.is_last_sample
         if samples.errors:
             extends = extends.copy()
-            extends[[sample for sample, _ in samples.errors]] = False
+            extends[[index for index, _ in samples.errors]] = False
         if len(samples.tokens):
             owners = plan.sample_owner[extends]
             self._rows.append_samples(
@@ -119,32 +129,8 @@ class Sampler:
             ids, values = columns.biases[int(row_ids[i])]
             logits[i].index_add_(0, to_device(ids, logits.device), to_device(values, logits.device))
 
-    def _draw(self, logits: torch.Tensor, samples: IntArray, row_ids: IntArray, plan: StepPlan) -> IntArray:
-        """Tokens of the samples that are not greedy."""
-        columns = self._rows.sampling
-        device = logits.device
-        chosen = logits if len(samples) == len(logits) else logits[to_device(samples, device)]
-        drawn: torch.Tensor = sample_gumbel(
-            chosen,
-            temperature=to_device(columns.temperature[row_ids], device),
-            top_k=to_device(columns.top_k[row_ids], device),
-            top_p=to_device(columns.top_p[row_ids], device),
-            min_p=to_device(columns.min_p[row_ids], device),
-            seeds=to_device(columns.seeds[row_ids], device),
-            choices=to_device(columns.choices[row_ids], device),
-            positions=to_device(plan.sample_positions[samples], device),
-        )
-        return drawn.cpu().numpy()
 
-
-def _find_errors(best: torch.Tensor) -> list[tuple[int, str]]:
-    """Rows whose largest logit is no number: NaN spreads to the maximum, and so does a mask that forbids all."""
-    finite = torch.isfinite(best)
-    if bool(finite.all()):
-        return []
-    values = best.tolist()
-    return [
-        (i, "the model produced NaN logits" if value != value else f"the largest logit is {value}: no token is allowed")
-        for i, value in enumerate(values)
-        if not np.isfinite(value)
-    ]
+def _error_text(code: np.uint8) -> str:
+    if code == SAMPLE_NAN:
+        return "the model produced NaN or infinite logits"
+    return "no token is allowed: every id is masked"

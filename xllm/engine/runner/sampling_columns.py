@@ -1,10 +1,10 @@
 """SamplingColumns: the sampling parameters of every persistent row, as columns, so that a step gathers them at once.
 
-Columns of length R. Parameters of variable length (``logit_bias``) are kept per row in a dict that most rows are not in.
+Columns of length R. Parameters of variable length (``logit_bias``) are kept in a dict that most rows are not in.
 
 INVARIANTS
 - ``add`` overwrites every column of its row.
-- ``is_plain_greedy`` rows need nothing but an argmax of their logits; ``seeds`` holds 64 bits, two's complement.
+- ``seeds`` holds 64 bits, two's complement.
 """
 
 from __future__ import annotations

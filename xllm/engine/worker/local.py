@@ -45,7 +45,9 @@ class StepRunner(Protocol):
         """From another thread: give up ``step`` between layers, if it is interruptible."""
 
     @property
-    def layers_done(self) -> int: ...
+    def layers_done(self) -> int:
+        """Layers finished since start."""
+        ...
 
 
 class LocalExecutor:

@@ -10,9 +10,11 @@ from xllm.types.ids import StepId
 class Watchdog(Protocol):
     """Called from the executor's thread around every step; must return at once and never raise."""
 
-    def step_began(self, step: StepId, num_tokens: int) -> None: ...
+    def step_began(self, step: StepId, num_tokens: int) -> None:
+        """A step is about to run."""
 
-    def step_ended(self, step: StepId, *, failed: bool) -> None: ...
+    def step_ended(self, step: StepId, *, failed: bool) -> None:
+        """It ran, or failed."""
 
 
 class NullWatchdog:

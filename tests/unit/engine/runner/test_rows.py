@@ -51,7 +51,14 @@ def test_a_mixed_step_gathers_what_a_plain_loop_would() -> None:
 def test_several_logits_of_one_row_are_its_last_tokens() -> None:
     rows = make_rows()
     new = [
-        NewRow(row=r, seq=r, request=make_request("a", range(5)), choice=0, token_ids=tuple(range(5)), block_tables=((2 * r, 2 * r + 1),))
+        NewRow(
+            row=r,
+            seq=r,
+            request=make_request("a", range(5)),
+            choice=0,
+            token_ids=tuple(range(5)),
+            block_tables=((2 * r, 2 * r + 1),),
+        )
         for r in (0, 1)
     ]
     batch = Batch(step=0, rows=(BatchRow(0, 1, 4, (), 3), BatchRow(1, 0, 5, (), 1)), new_rows=tuple(new))
@@ -73,17 +80,29 @@ def test_prompt_scores_cross_chunk_boundaries_and_stop_at_the_last_prompt_token(
     assert plan.scored_tokens.tolist() == [0, 1, 2, 3]  # the fourth scores the first token of the next chunk
     second = brain.batch({0: None}, want_prompt_logprobs=(0,))
     rows.apply(second)
-    assert (plan_step(rows, second).positions[plan_step(rows, second).scored_tokens] + 1).tolist() == [5, 6, 7, 8, 9]
+    assert (plan_step(rows, second).positions[plan_step(rows, second).scored_tokens] + 1).tolist() == [
+        5,
+        6,
+        7,
+        8,
+        9,
+    ]
 
 
 def test_a_freed_row_can_be_introduced_again_and_keeps_nothing() -> None:
     rows = make_rows()
     request = make_request("a", range(9), temperature=0.7, logit_bias={3: 1.0}, presence_penalty=1.0, seed=-5)
-    rows.add(NewRow(row=1, seq=0, request=request, choice=2, token_ids=tuple(range(9)), block_tables=((5, 6, 7),)))
+    rows.add(
+        NewRow(row=1, seq=0, request=request, choice=2, token_ids=tuple(range(9)), block_tables=((5, 6, 7),))
+    )
     assert rows.sampling.needs_penalties[1] and rows.sampling.biases[1][0].tolist() == [3]
     with pytest.raises(InternalError, match="in use"):
-        rows.add(NewRow(row=1, seq=0, request=request, choice=2, token_ids=tuple(range(9)), block_tables=((5,),)))
-    other = NewRow(row=1, seq=1, request=make_request("b", (4,)), choice=0, token_ids=(4,), block_tables=((8,),))
+        rows.add(
+            NewRow(row=1, seq=0, request=request, choice=2, token_ids=tuple(range(9)), block_tables=((5,),))
+        )
+    other = NewRow(
+        row=1, seq=1, request=make_request("b", (4,)), choice=0, token_ids=(4,), block_tables=((8,),)
+    )
     rows.apply(Batch(step=1, rows=(BatchRow(1, 0, 1, (), 1),), new_rows=(other,), freed_rows=(1, 3)))
     assert rows.history(1).tolist() == [4]
     assert rows.num_blocks[0, 1] == 1 and rows.tables[0][1, 0] == 8
@@ -94,7 +113,9 @@ def test_a_freed_row_can_be_introduced_again_and_keeps_nothing() -> None:
 def test_block_tables_grow_without_losing_entries() -> None:
     rows = make_rows(max_model_len=2000)
     request = make_request("a", range(3))
-    rows.add(NewRow(row=0, seq=0, request=request, choice=0, token_ids=(0, 1, 2), block_tables=(tuple(range(10)),)))
+    rows.add(
+        NewRow(row=0, seq=0, request=request, choice=0, token_ids=(0, 1, 2), block_tables=(tuple(range(10)),))
+    )
     for first in range(10, 300, 7):
         rows.apply(Batch(step=0, rows=(BatchRow(0, 0, 1, (tuple(range(first, first + 7)),)),)))
     count = int(rows.num_blocks[0, 0])
@@ -111,7 +132,16 @@ def test_seeds_keep_all_64_bits() -> None:
 
 def test_a_sample_past_the_context_needs_no_place() -> None:
     rows = make_rows(max_model_len=8)
-    rows.add(NewRow(row=0, seq=0, request=make_request("a", range(8)), choice=0, token_ids=tuple(range(8)), block_tables=((0, 1),)))
+    rows.add(
+        NewRow(
+            row=0,
+            seq=0,
+            request=make_request("a", range(8)),
+            choice=0,
+            token_ids=tuple(range(8)),
+            block_tables=((0, 1),),
+        )
+    )
     rows.append_samples(np.array([0]), np.array([8]), np.array([5]))
     assert rows.num_tokens[0] == 8
 
@@ -126,22 +156,44 @@ def test_a_sample_past_the_context_needs_no_place() -> None:
 )
 def test_impossible_rows_are_our_bug(row: BatchRow, message: str) -> None:
     rows = make_rows()
-    rows.add(NewRow(row=0, seq=0, request=make_request("a", range(5)), choice=0, token_ids=tuple(range(5)), block_tables=((0, 1),)))
+    rows.add(
+        NewRow(
+            row=0,
+            seq=0,
+            request=make_request("a", range(5)),
+            choice=0,
+            token_ids=tuple(range(5)),
+            block_tables=((0, 1),),
+        )
+    )
     with pytest.raises(InternalError, match=message):
         plan_step(rows, Batch(step=0, rows=(row,)))
 
 
 def test_rows_without_blocks_for_their_tokens_are_our_bug() -> None:
     rows = make_rows()
-    rows.add(NewRow(row=0, seq=0, request=make_request("a", range(5)), choice=0, token_ids=tuple(range(5)), block_tables=((0,),)))
+    rows.add(
+        NewRow(
+            row=0,
+            seq=0,
+            request=make_request("a", range(5)),
+            choice=0,
+            token_ids=tuple(range(5)),
+            block_tables=((0,),),
+        )
+    )
     with pytest.raises(InternalError, match="1 blocks of 4"):
         plan_step(rows, Batch(step=0, rows=(BatchRow(0, 0, 5, (), 1),)))
 
 
 def test_reserved_orders_are_refused_by_name() -> None:
     rows = make_rows()
-    rows.add(NewRow(row=0, seq=0, request=make_request("a", (1,)), choice=0, token_ids=(1,), block_tables=((0,),)))
+    rows.add(
+        NewRow(row=0, seq=0, request=make_request("a", (1,)), choice=0, token_ids=(1,), block_tables=((0,),))
+    )
     with pytest.raises(Unsupported, match="page_orders"):
-        plan_step(rows, Batch(step=0, rows=(BatchRow(0, 0, 1, ()),), page_orders=(PageOrder("map", 0, 0, 0),)))
+        plan_step(
+            rows, Batch(step=0, rows=(BatchRow(0, 0, 1, ()),), page_orders=(PageOrder("map", 0, 0, 0),))
+        )
     with pytest.raises(Unsupported, match="drafts"):
         plan_step(rows, Batch(step=0, rows=(BatchRow(0, 0, 1, (), draft_ids=(1,)),)))

@@ -54,13 +54,17 @@ def test_a_failing_step_is_an_answer_and_the_next_one_runs() -> None:
         harness.executor.submit(batch(step))
     results = [harness.next() for _ in range(4)]
     assert [r.status for r in results] == ["ok", "failed", "failed", "ok"]
-    assert results[1].error is not None and "boom" in results[1].error.message and results[1].error.status == 500
+    assert (
+        results[1].error is not None and "boom" in results[1].error.message and results[1].error.status == 500
+    )
     assert results[2].error is not None and results[2].error.status == 503 and results[2].error.retryable
     harness.executor.close()
 
 
 def test_a_lost_device_fails_what_is_queued_and_refuses_more() -> None:
-    runner = FakeStepRunner(failures={0: RuntimeError("CUDA error: an illegal memory access was encountered")})
+    runner = FakeStepRunner(
+        failures={0: RuntimeError("CUDA error: an illegal memory access was encountered")}
+    )
     runner.gate.clear()
     harness = Harness(runner)
     for step in range(3):
@@ -94,7 +98,9 @@ def test_a_mask_that_never_comes_fails_the_step_at_its_deadline() -> None:
     harness.executor.submit(batch(0, has_mask=True))
     result = harness.next()
     assert result.status == "failed"
-    assert result.error is not None and result.error.status == 504 and "mask of step 0" in result.error.message
+    assert (
+        result.error is not None and result.error.status == 504 and "mask of step 0" in result.error.message
+    )
     harness.executor.close()
 
 
