@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from xllm.engine.kernels.sampling import SAMPLE_NAN, SAMPLE_OK, SampleRows, sample
+from xllm.engine.kernels.sampling import sample_gumbel
 from xllm.engine.runner.logprobs import score_tokens
 from xllm.engine.runner.masks import apply_mask
 from xllm.engine.runner.model_input import to_device
@@ -87,24 +88,14 @@ class Sampler:
             self._penalties.apply(logits, penalised, row_ids[penalised])
         if mask is not None:
             apply_mask(logits, mask)
-        sampled = sample(
-            logits,
-            SampleRows(
-                temperature=columns.temperature[row_ids],
-                top_k=columns.top_k[row_ids],
-                top_p=columns.top_p[row_ids],
-                min_p=columns.min_p[row_ids],
-                seeds=columns.seeds[row_ids],
-                choices=columns.choices[row_ids],
-                positions=plan.sample_positions,
-            ),
-        )
-        failed = np.flatnonzero(sampled.errors != SAMPLE_OK)
-        samples = Samples(
-            sampled.token_ids, errors=[(i, _error_text(sampled.errors[i])) for i in failed.tolist()]
-        )
+        best, chosen = logits.max(dim=-1)
+        errors = _find_errors(best.cpu().numpy())
+        drawn = np.flatnonzero(columns.temperature[row_ids] > 0)
+        if len(drawn):
+            chosen[to_device(drawn, logits.device)] = self._draw(logits, drawn, row_ids[drawn], plan)
+        samples = Samples(chosen.cpu().numpy(), errors=errors)
         if raw is not None:
-            picked = to_device(sampled.token_ids[scored], logits.device)
+            picked = chosen[to_device(scored, logits.device)]
             scores = score_tokens(raw, picked, columns.num_logprobs[row_ids[scored]].tolist())
             samples.logprobs = dict(zip(scored.tolist(), scores, strict=True))
         return samples
@@ -129,8 +120,29 @@ class Sampler:
             ids, values = columns.biases[int(row_ids[i])]
             logits[i].index_add_(0, to_device(ids, logits.device), to_device(values, logits.device))
 
+    def _draw(
+        self, logits: torch.Tensor, samples: IntArray, row_ids: IntArray, plan: StepPlan
+    ) -> torch.Tensor:
+        """Tokens ``[K]`` of the K samples that are not greedy."""
+        columns = self._rows.sampling
+        device = logits.device
+        drawn: torch.Tensor = sample_gumbel(
+            logits if len(samples) == len(logits) else logits[to_device(samples, device)],
+            temperature=to_device(columns.temperature[row_ids], device),
+            top_k=to_device(columns.top_k[row_ids], device),
+            top_p=to_device(columns.top_p[row_ids], device),
+            min_p=to_device(columns.min_p[row_ids], device),
+            seeds=to_device(columns.seeds[row_ids], device),
+            choices=to_device(columns.choices[row_ids], device),
+            positions=to_device(plan.sample_positions[samples], device),
+        )
+        return drawn
 
-def _error_text(code: np.uint8) -> str:
-    if code == SAMPLE_NAN:
-        return "the model produced NaN or infinite logits"
-    return "no token is allowed: every id is masked"
+
+def _find_errors(best: NDArray[np.float32]) -> list[tuple[int, str]]:
+    """Rows whose largest logit is no number: NaN spreads to the maximum, and so does a mask that forbids all."""
+    finite = np.isfinite(best)
+    if finite.all():
+        return []
+    broken, empty = "the model produced NaN or infinite logits", "no token is allowed: every id is masked"
+    return [(int(i), empty if best[i] == -np.inf else broken) for i in np.flatnonzero(~finite)]
