@@ -1,4 +1,4 @@
-"""Wires the brain: core + scheduler + cache from plain numbers, a clock and ports. Used by build.py and the simulator."""
+"""Wires the brain from plain numbers, a clock and ports. Used by build.py and by the simulator."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def build_brain(
     cache = KVCache(layout, num_blocks, enable_prefix_caching=enable_prefix_caching)
     if cache.max_tokens_per_sequence < limits.max_model_len:
         raise ConfigError(
-            f"{min(num_blocks)} blocks of {layout.block_size} tokens hold {cache.max_tokens_per_sequence} tokens, less than "
-            f"max_model_len {limits.max_model_len}: a lone request could never finish",
+            f"the KV cache holds {cache.max_tokens_per_sequence} tokens, less than max_model_len "
+            f"{limits.max_model_len}: a lone request could never finish",
             hint=f"use --max-model-len {cache.max_tokens_per_sequence} or more KV memory",
         )
     if not limits.enable_chunked_prefill and limits.max_num_batched_tokens < limits.max_model_len:

@@ -1,29 +1,136 @@
-"""Wires a real engine: the composition root of the engine process.
+"""Wires a whole engine, brain and body: the composition root of the engine process.
 
 Nothing here imports torch: executors are rows of a table, so a timed engine never loads it.
 """
 
 from __future__ import annotations
 
+import logging
+import os
+import secrets
+import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
+from xllm import __version__
+from xllm.base.clock import Clock, MonotonicClock
+from xllm.base.machine import gather_machine_facts, query_gpu_facts
+from xllm.base.model_files import find_model_dir
 from xllm.base.registry import Registry
+from xllm.base.trace import DecisionTrace
+from xllm.config.model_spec import read_model_spec
+from xllm.config.resolve import resolve
+from xllm.config.resolved import ResolvedEngineConfig
+from xllm.config.serve import EngineConfig
+from xllm.engine.brain import build_brain
+from xllm.engine.core.engine_core import EngineCore
+from xllm.engine.ports import Executor
+from xllm.engine.scheduler.limits import SchedulerLimits
+from xllm.types.instance import InstanceInfo
+from xllm.types.kv_layout import KVLayout
 
 if TYPE_CHECKING:
-    from xllm.config.resolved import ResolvedEngineConfig
     from xllm.engine.worker.build_local import ExecutorFacts
     from xllm.engine.worker.local import LocalExecutor
 
+log = logging.getLogger(__name__)
+
 EXECUTORS: Registry[Any] = Registry(
-    "executor", {"local": "xllm.engine.worker.build_local:build_local_executor"}
+    "executor",
+    {
+        "local": "xllm.engine.worker.build_local:build_local_executor",
+        "timed": "xllm.engine.timed:build_timed_executor",
+    },
 )
+"""name -> function (resolved, *, progress, ...) -> (executor, its facts)."""
+
+OnPhase = Callable[[str, float], object]
+OnWeights = Callable[[int, int], object]
+
+
+class BodyFacts(Protocol):
+    """What an executor found out while it was built; the brain is built from it."""
+
+    @property
+    def layout(self) -> KVLayout:
+        """What a block holds."""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks there really are."""
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that can be sampled."""
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens a row can hold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuiltEngine:
+    """An engine ready to be served; the executor is not started."""
+
+    core: EngineCore
+    executor: Executor
+    info: InstanceInfo
+    clock: Clock
+    resolved: ResolvedEngineConfig
+
+
+def resolve_engine(config: EngineConfig) -> ResolvedEngineConfig:
+    """Decide every open value on this machine, from the model's own files; no torch, no weights.
+
+    Raises:
+        ModelError: the model cannot be found or read.
+        ConfigError: the configuration cannot work here.
+    """
+    is_timed = config.server.executor.startswith("timed:")
+    with_weights = not is_timed and config.model.load_format != "dummy"
+    directory = find_model_dir(config.model.model, revision=config.model.revision, with_weights=with_weights)
+    gpu = None if is_timed else query_gpu_facts()
+    return resolve(config, read_model_spec(directory), gather_machine_facts(gpu))
+
+
+def build_engine(
+    config: EngineConfig,
+    *,
+    endpoint: str = "",
+    clock: Clock | None = None,
+    on_phase: OnPhase = lambda phase, seconds: None,
+    on_weights: OnWeights = lambda done, total: None,
+) -> BuiltEngine:
+    """Resolve, load the model, wire brain and executor. ``on_phase`` is told how long each part took.
+
+    Raises:
+        ConfigError, ModelError, CapacityError: with what is wrong and something that works.
+    """
+    clock = clock or MonotonicClock()
+    with _Phase("config", on_phase):
+        resolved = resolve_engine(config)
+        for decision in resolved.decisions:
+            log.info("%s = %s (%s)", decision.key, decision.value, decision.reason)
+        for warning in resolved.warnings:
+            log.warning("%s", warning)
+    executor, facts = _build_executor(resolved, clock, on_phase, on_weights)
+    with _Phase("brain", on_phase):
+        revision = config.model.revision or ""
+        core = _build_core(config, resolved, facts, clock, revision)
+    return BuiltEngine(
+        core=core,
+        executor=executor,
+        info=_instance_info(resolved, facts, endpoint, revision),
+        clock=clock,
+        resolved=resolved,
+    )
 
 
 def build_local_executor(
     resolved: ResolvedEngineConfig,
     *,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnWeights | None = None,
     **options: Any,
 ) -> tuple[LocalExecutor, ExecutorFacts]:
     """Load the model and wire the executor of this process; see ``xllm.engine.worker.build_local``."""
@@ -31,3 +138,84 @@ def build_local_executor(
         resolved, progress=progress, **options
     )
     return built
+
+
+class _Phase:
+    """Measures a part of the start and reports it when it has succeeded."""
+
+    def __init__(self, name: str, on_phase: OnPhase) -> None:
+        self._name = name
+        self._on_phase = on_phase
+        self._began_s = 0.0
+
+    def __enter__(self) -> None:
+        self._began_s = time.perf_counter()
+
+    def __exit__(self, exc_type: object, exc: object, tb: object) -> None:
+        if exc_type is None:
+            self._on_phase(self._name, time.perf_counter() - self._began_s)
+
+
+def _build_executor(
+    resolved: ResolvedEngineConfig, clock: Clock, on_phase: OnPhase, on_weights: OnWeights
+) -> tuple[Executor, BodyFacts]:
+    kind, _, profile = resolved.executor.partition(":")
+    # OpenMP reads its environment when torch loads it, so the numbers must be there before.
+    os.environ.setdefault("OMP_NUM_THREADS", str(resolved.num_threads))
+    with _Phase("imports", on_phase):
+        build = EXECUTORS.load(kind)
+    with _Phase("executor", on_phase):
+        if kind == "timed":
+            built: tuple[Executor, BodyFacts] = build(resolved, profile=profile, clock=clock)
+        else:
+            built = build(resolved, progress=on_weights)
+    return built
+
+
+def _build_core(
+    config: EngineConfig, resolved: ResolvedEngineConfig, facts: BodyFacts, clock: Clock, revision: str
+) -> EngineCore:
+    limits = SchedulerLimits(
+        max_num_seqs=resolved.max_num_seqs,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
+        max_model_len=facts.max_model_len,
+        enable_chunked_prefill=resolved.enable_chunked_prefill,
+        max_num_queued_reqs=resolved.max_num_queued_reqs,
+        max_num_queued_tokens=resolved.max_num_queued_tokens,
+        max_preemptions=resolved.max_preemptions,
+        watermark=resolved.watermark,
+    )
+    return build_brain(
+        layout=facts.layout,
+        num_blocks=(facts.num_blocks,) * len(facts.layout.groups),
+        limits=limits,
+        vocab_size=facts.vocab_size,
+        clock=clock,
+        enable_prefix_caching=resolved.enable_prefix_caching,
+        scheduling_policy=resolved.scheduling_policy,
+        trace=DecisionTrace(clock, capacity=config.server.num_trace_records),
+        weight_revision=revision,
+        depth=resolved.pipeline_depth,
+    )
+
+
+def _instance_info(
+    resolved: ResolvedEngineConfig, facts: BodyFacts, endpoint: str, revision: str
+) -> InstanceInfo:
+    incarnation = secrets.token_hex(8)
+    return InstanceInfo(
+        id=f"engine-{incarnation[:8]}",
+        incarnation=incarnation,
+        address=endpoint,
+        model=resolved.served_model_names[0],
+        revision=revision,
+        block_size=facts.layout.block_size,
+        layout_hash=facts.layout.layout_hash,
+        dtype=resolved.dtype,
+        max_model_len=facts.max_model_len,
+        max_num_seqs=resolved.max_num_seqs,
+        num_blocks=facts.num_blocks,
+        vocab_size=facts.vocab_size,
+        pid=os.getpid(),
+        version=__version__,
+    )

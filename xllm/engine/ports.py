@@ -27,15 +27,21 @@ class Executor(Protocol):
     """Runs steps, in the order submitted, several in flight.
 
     ``start`` receives the function that is called with each BatchResult (and IoResult) as soon as it exists, from any
-    thread. After ``close`` returns nothing is called any more. Every submitted step is answered exactly once. After a step
-    of epoch e that is not ok, every later step of an epoch <= e is answered ``interrupted`` without being run.
+    thread. After ``close`` returns nothing is called any more. Every submitted step is answered exactly once. After a
+    step of epoch e that is not ok, every later step of an epoch <= e is answered ``interrupted`` without being run.
     """
 
-    def start(self, on_result: Callable[[BatchResult], None], on_io: Callable[[IoResult], None]) -> None: ...
+    def start(self, on_result: Callable[[BatchResult], None], on_io: Callable[[IoResult], None]) -> None:
+        """Begin to answer; called once."""
+        ...
 
-    def submit(self, batch: Batch) -> None: ...
+    def submit(self, batch: Batch) -> None:
+        """Queue a step; raises RankLost when nothing can run any more."""
+        ...
 
-    def supply_mask(self, step: StepId, mask: StepMask) -> None: ...
+    def supply_mask(self, step: StepId, mask: StepMask) -> None:
+        """The late input of a step whose Batch said ``has_mask``."""
+        ...
 
     def interrupt(self, step: StepId) -> None:
         """Give up an interruptible step between layers; it answers ``interrupted`` (or ``ok`` if it was quicker)."""
@@ -44,7 +50,9 @@ class Executor(Protocol):
     def layers_done(self) -> int:
         """Layers finished since start; read by health from another thread."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Stop; steps still queued are answered ``failed``."""
+        ...
 
 
 class Connector(Protocol):
@@ -53,7 +61,9 @@ class Connector(Protocol):
     def plan_load(self, request: Request) -> int:
         """Tokens of the request's prefix that could be loaded from outside."""
 
-    def begin(self, orders: Sequence[TransferOrder]) -> None: ...
+    def begin(self, orders: Sequence[TransferOrder]) -> None:
+        """Start moving; returns at once."""
+        ...
 
 
 class NullConnector:
@@ -74,13 +84,17 @@ class GrammarState(Protocol):
     def allow(self, bits: bytearray) -> None:
         """Clear the bits of the tokens that may not come next."""
 
-    def accept(self, token_ids: Sequence[int]) -> None: ...
+    def accept(self, token_ids: Sequence[int]) -> None:
+        """The sequence grew by these tokens."""
+        ...
 
 
 class Grammar(Protocol):
     """Reserved for structured output: compiles a spec into a state."""
 
-    def compile(self, spec: GrammarSpec) -> GrammarState: ...
+    def compile(self, spec: GrammarSpec) -> GrammarState:
+        """A state at the start of the grammar; raises InvalidRequest for a bad one."""
+        ...
 
 
 class NullGrammar:
@@ -96,7 +110,9 @@ class NullGrammar:
 class Proposer(Protocol):
     """Reserved for speculation: drafts the next tokens of a sequence."""
 
-    def propose(self, token_ids: Sequence[int], max_tokens: int) -> tuple[int, ...]: ...
+    def propose(self, token_ids: Sequence[int], max_tokens: int) -> tuple[int, ...]:
+        """Up to ``max_tokens`` drafts; empty when there is no good guess."""
+        ...
 
 
 class NullProposer:

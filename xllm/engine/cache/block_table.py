@@ -11,8 +11,8 @@ from xllm.types.ids import BlockHash, BlockId
 class BlockTables:
     """Blocks of one sequence per KV group, and how far their contents are named.
 
-    For ``full``, ``window`` and ``latent`` groups the i-th block holds tokens ``i*bs .. (i+1)*bs``. A ``state`` group has
-    exactly two blocks: ``[read, write]``; they flip when a step commits.
+    For ``full``, ``window`` and ``latent`` groups the i-th block holds tokens ``i*bs .. (i+1)*bs``. A ``state`` group
+    has exactly two blocks: ``[read, write]``; they flip when a step commits.
     """
 
     groups: tuple[list[BlockId], ...]

@@ -83,7 +83,7 @@ class KVCache:
         return NUM_STATE_SLOTS if self._is_state[group] else -(-num_tokens // self.block_size)
 
     def room_after(self, hit: PrefixHit, num_tokens: int) -> float:
-        """Smallest share of any pool left available if a sequence took ``hit`` and grew to ``num_tokens``; < 0: none."""
+        """Smallest share of any pool left if a sequence took ``hit`` and grew to ``num_tokens``; < 0: none."""
         shares = []
         for g, pool in enumerate(self.pools):
             reused = len(hit.blocks[g]) - int(hit.copy_last)
@@ -192,7 +192,7 @@ class KVCache:
     def try_fork(
         self, parent: BlockTables, num_tokens: int
     ) -> tuple[BlockTables, tuple[BlockCopy, ...]] | None:
-        """Tables that share the parent's first ``num_tokens`` committed tokens: full blocks by reference, the tail copied.
+        """Tables sharing the parent's first ``num_tokens`` committed tokens: full blocks by reference, the tail copied.
 
         None when a tail block is wanted and none is available, or when a state group cannot be shared.
         """
@@ -225,7 +225,7 @@ class KVCache:
     # -- promised, committed, retracted -----------------------------------------------------------------------------
 
     def promise(self, seq: SeqId, tables: BlockTables, num_tokens: int) -> list[Promise]:
-        """Offer the named blocks among the first ``num_tokens`` tokens to the index; the step keeps what it promised."""
+        """Offer the named blocks among the first ``num_tokens`` tokens to the index; returns what was promised."""
         start, end = tables.num_promised, min(num_tokens // self.block_size, len(tables.hashes))
         if not self._caching or end <= start:
             return []

@@ -1,7 +1,5 @@
-"""One rank of an engine: the thread that owns the device, and what watches it.
+"""One rank of an engine: what owns the device. The thread itself is ``xllm.engine.executor``.
 
-local.py     LocalExecutor: the Executor port over one own thread, steps in order, several in flight
-inbox.py     late inputs of a step (masks), waited for with a deadline
-faults.py    which exceptions fail one step and which mean that the device is gone
-watchdog.py  hole for whoever wants to know that a step began and ended: Watchdog, NullWatchdog
+build_local.py  from a resolved configuration to an executor with its model loaded
+faults.py       which exceptions of torch fail one step and which mean that the device is gone
 """

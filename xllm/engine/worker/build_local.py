@@ -1,16 +1,18 @@
-"""From a resolved configuration to a LocalExecutor with its model loaded."""
+"""From a resolved configuration to a ThreadExecutor with its model loaded."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from xllm.config.resolved import ResolvedEngineConfig
 from xllm.engine.attention import AttentionPlanner
+from xllm.engine.executor.facts import ExecutorFacts
+from xllm.engine.executor.thread import ThreadExecutor
+from xllm.engine.executor.watchdog import Watchdog
 from xllm.engine.layers.build_context import BuildContext, build_context
 from xllm.engine.memory import KVPool
 from xllm.engine.models import CausalLM, build_model, load_model
@@ -18,33 +20,9 @@ from xllm.engine.platform import Platform, select_platform
 from xllm.engine.platform.platform import torch_dtype
 from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
 from xllm.engine.runner.model_runner import ModelRunner
-from xllm.engine.worker.local import LocalExecutor
-from xllm.engine.worker.watchdog import Watchdog
-from xllm.types.kv_layout import KVLayout
+from xllm.engine.worker.faults import TorchFaults
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExecutorFacts:
-    """What an executor found out while it was built; the brain is built from it."""
-
-    layout: KVLayout
-    """Of the KV pool."""
-    num_blocks: int
-    """Allocated."""
-    vocab_size: int
-    """Logits per position."""
-    max_model_len: int
-    """Tokens a row can hold."""
-    device_name: str
-    """For people."""
-    weights_bytes: int
-    """Held in memory."""
-    kv_bytes: int
-    """Held in memory."""
-    load_s: float
-    """From the first byte of weights read to the last one placed."""
 
 
 def build_local_executor(
@@ -52,7 +30,7 @@ def build_local_executor(
     *,
     progress: Callable[[int, int], None] | None = None,
     watchdog: Watchdog | None = None,
-) -> tuple[LocalExecutor, ExecutorFacts]:
+) -> tuple[ThreadExecutor, ExecutorFacts]:
     """Load the model, allocate the KV pool and wire the executor; its thread starts with ``start``.
 
     Args:
@@ -85,7 +63,7 @@ def build_local_executor(
         load_s=load_s,
     )
     _LOG.info("loaded %s on %s in %.2f s: %s", resolved.spec.architecture, facts.device_name, load_s, facts)
-    return LocalExecutor(runner, watchdog=watchdog), facts
+    return ThreadExecutor(runner, faults=TorchFaults(), watchdog=watchdog), facts
 
 
 def _load(

@@ -1,10 +1,11 @@
-"""LocalExecutor: the Executor port over one thread of this process.
+"""ThreadExecutor: the Executor port over one thread of this process, around anything that runs a step.
 
 INVARIANTS
 - Steps run in the order submitted, on one thread; that thread alone touches rows, KV and the device.
 - Every submitted step is answered exactly once, also when it raises, when the device is lost, and at close; only a
   step that never returns stays unanswered (the health check sees that ``layers_done`` stands still).
 - After a device is lost, ``submit`` raises :class:`RankLost`; steps already queued are answered ``failed``.
+- After a step of epoch e that was not ok, steps of an epoch <= e are answered ``interrupted`` without being run.
 - After ``close`` returned no callback is called.
 """
 
@@ -16,10 +17,10 @@ import threading
 from collections.abc import Callable
 from typing import Protocol
 
+from xllm.engine.executor.faults import Faults, PlainFaults
+from xllm.engine.executor.inbox import MaskInbox
+from xllm.engine.executor.watchdog import NullWatchdog, Watchdog
 from xllm.engine.ports import RankLost
-from xllm.engine.worker.faults import is_device_lost, to_output_error
-from xllm.engine.worker.inbox import MaskInbox
-from xllm.engine.worker.watchdog import NullWatchdog, Watchdog
 from xllm.errors import InternalError
 from xllm.types.batch import Batch, BatchResult, IoResult, StepMask
 from xllm.types.ids import StepId
@@ -32,7 +33,7 @@ CLOSE_TIMEOUT_S = 5.0
 
 
 class StepRunner(Protocol):
-    """What the thread drives; implemented by :class:`xllm.engine.runner.model_runner.ModelRunner`."""
+    """What the thread drives; the model runner of the body, or a timed one."""
 
     def prepare_thread(self) -> None:
         """Called once, first thing on the executor's thread (thread counts, device)."""
@@ -50,18 +51,20 @@ class StepRunner(Protocol):
         ...
 
 
-class LocalExecutor:
+class ThreadExecutor:
     """Runs steps on an own daemon thread; see the module's invariants."""
 
     def __init__(
         self,
         runner: StepRunner,
         *,
+        faults: Faults | None = None,
         watchdog: Watchdog | None = None,
         mask_timeout_s: float = MASK_TIMEOUT_S,
         name: str = "xllm-executor",
     ) -> None:
         self._runner = runner
+        self._faults: Faults = faults or PlainFaults()
         self._watchdog: Watchdog = watchdog or NullWatchdog()
         self._mask_timeout_s = mask_timeout_s
         self._steps: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
@@ -71,13 +74,14 @@ class LocalExecutor:
         self._on_result: Callable[[BatchResult], None] | None = None
         self._closed = False
         self._lost: OutputError | None = None
+        self._dead_epoch = -1
         self._step_in_flight: StepId | None = None
         self._thread = threading.Thread(target=self._loop, name=name, daemon=True)
 
     def start(self, on_result: Callable[[BatchResult], None], on_io: Callable[[IoResult], None]) -> None:
         """Begin; both callbacks are called from the executor's thread. ``on_io`` has no caller yet."""
         if self._on_result is not None:
-            raise InternalError("LocalExecutor.start was called twice")
+            raise InternalError("ThreadExecutor.start was called twice")
         self._on_result = on_result
         self._thread.start()
 
@@ -128,7 +132,7 @@ class LocalExecutor:
             self._runner.prepare_thread()
         except Exception as error:
             _LOG.exception("the executor's thread cannot be prepared")
-            self._lost = to_output_error(error, "the executor cannot start")
+            self._lost = self._faults.to_output_error(error, "the executor cannot start")
         while True:
             try:
                 batch = self._steps.get(timeout=_IDLE_POLL_S)
@@ -144,18 +148,22 @@ class LocalExecutor:
             return _failed(batch, OutputError("ServiceUnavailableError", 503, "the executor is closed", True))
         if self._lost is not None:
             return _failed(batch, self._lost)
+        if batch.epoch <= self._dead_epoch:
+            return BatchResult(step=step, status="interrupted", epoch=batch.epoch)
         self._step_in_flight = step
         self._watchdog.step_began(step, batch.num_tokens)
         try:
             result = self._runner.run(batch, lambda: self._masks.take(step, self._mask_timeout_s))
         except Exception as error:
             _LOG.exception("step %d failed", step)
-            result = _failed(batch, to_output_error(error, f"step {step} failed"))
-            if is_device_lost(error):
-                self._lost = to_output_error(error, "the device is lost")
+            result = _failed(batch, self._faults.to_output_error(error, f"step {step} failed"))
+            if self._faults.is_device_lost(error):
+                self._lost = self._faults.to_output_error(error, "the device is lost")
         finally:
             self._step_in_flight = None
             self._masks.forget(step)
+        if result.status != "ok":
+            self._dead_epoch = batch.epoch
         self._watchdog.step_ended(step, failed=result.status == "failed")
         return result
 

@@ -5,12 +5,13 @@ import threading
 
 import pytest
 import torch
+from msgspec import structs
 
 from tests.fakes.step_runner import FakeStepRunner
+from xllm.engine.executor.inbox import MaskInbox
+from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.ports import RankLost
-from xllm.engine.worker.faults import is_device_lost, to_output_error
-from xllm.engine.worker.inbox import MaskInbox
-from xllm.engine.worker.local import LocalExecutor
+from xllm.engine.worker.faults import TorchFaults
 from xllm.errors import CapacityError, DeadlineExceeded
 from xllm.types.batch import Batch, BatchResult, BatchRow, StepMask
 
@@ -20,7 +21,7 @@ WAIT_S = 20
 class Harness:
     def __init__(self, runner: FakeStepRunner, **options: float) -> None:
         self.results: queue.SimpleQueue[BatchResult] = queue.SimpleQueue()
-        self.executor = LocalExecutor(runner, **options)  # type: ignore[arg-type]
+        self.executor = ThreadExecutor(runner, faults=TorchFaults(), **options)  # type: ignore[arg-type]
         self.executor.start(self.results.put, lambda io: None)
 
     def next(self) -> BatchResult:
@@ -48,16 +49,17 @@ def test_steps_are_answered_in_order_on_one_other_thread() -> None:
     harness.executor.close()
 
 
-def test_a_failing_step_is_an_answer_and_the_next_one_runs() -> None:
-    harness = Harness(FakeStepRunner(failures={1: ValueError("boom"), 2: CapacityError("full", status=503)}))
-    for step in range(4):
-        harness.executor.submit(batch(step))
-    results = [harness.next() for _ in range(4)]
-    assert [r.status for r in results] == ["ok", "failed", "failed", "ok"]
-    assert (
-        results[1].error is not None and "boom" in results[1].error.message and results[1].error.status == 500
-    )
-    assert results[2].error is not None and results[2].error.status == 503 and results[2].error.retryable
+def test_a_failing_step_is_an_answer_and_the_next_epoch_runs() -> None:
+    runner = FakeStepRunner(failures={1: ValueError("boom"), 3: CapacityError("full", status=503)})
+    harness = Harness(runner)
+    for step, epoch in enumerate([0, 0, 0, 1, 2]):  # step 2 was planned on top of the failed step 1
+        harness.executor.submit(structs.replace(batch(step), epoch=epoch))
+    results = [harness.next() for _ in range(5)]
+    assert [r.status for r in results] == ["ok", "failed", "interrupted", "failed", "ok"]
+    assert 2 not in runner.ran
+    boom, full = results[1].error, results[3].error
+    assert boom is not None and "boom" in boom.message and boom.status == 500
+    assert full is not None and full.status == 503 and full.retryable
     harness.executor.close()
 
 
@@ -146,7 +148,7 @@ def test_a_receiver_that_raises_does_not_end_the_thread() -> None:
         seen.put(result.step)
         raise RuntimeError("the loop is closed")
 
-    executor = LocalExecutor(FakeStepRunner())
+    executor = ThreadExecutor(FakeStepRunner())
     executor.start(receive, lambda io: None)
     executor.submit(batch(0))
     executor.submit(batch(1))
@@ -165,7 +167,7 @@ def test_the_watchdog_sees_every_step() -> None:
             events.append(("ended", step, failed))
 
     results: queue.SimpleQueue[BatchResult] = queue.SimpleQueue()
-    executor = LocalExecutor(FakeStepRunner(failures={1: ValueError("x")}), watchdog=Recorder())
+    executor = ThreadExecutor(FakeStepRunner(failures={1: ValueError("x")}), watchdog=Recorder())
     executor.start(results.put, lambda io: None)
     for step in (0, 1):
         executor.submit(batch(step))
@@ -187,7 +189,7 @@ def test_the_inbox_keeps_nothing_of_steps_that_are_over() -> None:
 
 
 def test_out_of_memory_is_not_a_lost_device() -> None:
-    assert not is_device_lost(torch.OutOfMemoryError("CUDA error: out of memory"))
-    assert is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
-    assert not is_device_lost(ValueError("CUDA error"))
-    assert to_output_error(torch.OutOfMemoryError("no"), "step 1").status == 503
+    assert not TorchFaults().is_device_lost(torch.OutOfMemoryError("CUDA error: out of memory"))
+    assert TorchFaults().is_device_lost(RuntimeError("CUDA error: device-side assert triggered"))
+    assert not TorchFaults().is_device_lost(ValueError("CUDA error"))
+    assert TorchFaults().to_output_error(torch.OutOfMemoryError("no"), "step 1").status == 503
