@@ -1,16 +1,17 @@
 """A small OpenAI-compatible server for client tests: real HTTP, real SSE, scripted answers.
 
-Every answer repeats ``words``; a prompt that contains ``FAIL-STATUS``, ``FAIL-STREAM`` or ``FAIL-CUT`` provokes an HTTP
-error, an error event or a stream that ends without ``[DONE]``; ``HANG`` streams one word and then waits for the client
-to leave.
+Every answer repeats ``words``; a prompt (of a chat: its last message) that contains ``FAIL-STATUS``,
+``FAIL-STREAM`` or ``FAIL-CUT`` provokes an HTTP error, an error event or a stream that ends without
+``[DONE]``; ``HANG`` streams one word and then waits for the client to leave.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,7 @@ class FakeOpenAI:
     num_running: int = 0
     max_running: int = 0
     left: asyncio.Event = field(default_factory=asyncio.Event)
+    num_left: int = 0
     url: str = ""
 
     def app(self) -> web.Application:
@@ -57,7 +59,7 @@ class FakeOpenAI:
         self.bodies.append(body)
         if self.api_key and request.headers.get("Authorization") != f"Bearer {self.api_key}":
             return _error(401, "wrong key")
-        prompt = json.dumps(body.get("prompt", body.get("messages")))
+        prompt = json.dumps(body.get("prompt") or (body.get("messages") or [None])[-1])
         if "FAIL-STATUS" in prompt:
             return _error(400, "you asked for it")
         self.num_running += 1
@@ -65,6 +67,7 @@ class FakeOpenAI:
         try:
             return await self._stream(request, body, prompt)
         except (ConnectionResetError, asyncio.CancelledError):
+            self.num_left += 1
             self.left.set()
             raise
         finally:
@@ -133,3 +136,25 @@ async def running(fake: FakeOpenAI) -> AsyncIterator[FakeOpenAI]:
         yield fake
     finally:
         await runner.cleanup()
+
+
+@contextmanager
+def running_in_thread(fake: FakeOpenAI) -> Iterator[FakeOpenAI]:
+    """The same for a client that is not asyncio or is another process."""
+    loop = asyncio.new_event_loop()
+    started, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with running(fake):
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
+    thread.start()
+    assert started.wait(20)
+    try:
+        yield fake
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(20)
+        loop.close()

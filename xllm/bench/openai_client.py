@@ -9,7 +9,7 @@ INVARIANTS
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -112,8 +112,11 @@ class OpenAIClient:
             raise ProtocolError(f"{self.base_url}/v1/models lists no model", hint="pass --model")
         return dict(models[0])
 
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """POST and yield every JSON event of the SSE answer, up to ``[DONE]``."""
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """POST and yield every JSON event of the SSE answer, up to ``[DONE]``.
+
+        A reader that may leave early wraps it in ``contextlib.aclosing``.
+        """
         async with self._request("POST", path, body) as response:
             parser = SseParser()
             async for chunk in response.content.iter_any():

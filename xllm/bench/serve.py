@@ -15,11 +15,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
+from xllm.base.model_files import find_model_dir
 from xllm.bench.load import RequestRecord, RequestSpec, run_load, send
 from xllm.bench.metrics import METRIC_NAMES, compute_metrics, parse_goodput
 from xllm.bench.openai_client import OpenAIClient
 from xllm.bench.report import detailed_json, format_block, result_json, result_path, save_json
-from xllm.errors import ConfigError, DeadlineExceeded, InstanceError, boundary
+from xllm.errors import ConfigError, DeadlineExceeded, InstanceError
 from xllm.text.tokenizer import Tokenizer
 from xllm.workload.arrivals import build_arrivals
 from xllm.workload.datasets import (
@@ -106,15 +107,9 @@ class ServeBenchOptions:
         return self.endpoint or _DEFAULT_ENDPOINT[self.backend]
 
 
-def load_tokenizer(name: str) -> Tokenizer:
-    """A tokenizer from a directory or a Hugging Face id (fetches its tokenizer files only)."""
-    if Path(name).is_dir():
-        return Tokenizer.from_dir(name)
-    from huggingface_hub import snapshot_download
-
-    patterns = ["tokenizer*.json", "special_tokens_map.json", "added_tokens.json"]
-    with boundary(ConfigError, f"no tokenizer {name!r}", hint="pass --tokenizer with a directory"):
-        return Tokenizer.from_dir(snapshot_download(name, allow_patterns=patterns))
+def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
+    """The tokenizer of a directory, a hub id (its small files are fetched) or the demo model."""
+    return Tokenizer.from_dir(find_model_dir(model, revision=revision, with_weights=False))
 
 
 def _find_tokenizer(options: ServeBenchOptions, entry: Mapping[str, Any]) -> Tokenizer | None:
@@ -206,9 +201,10 @@ def _progress(total: int, stream: TextIO) -> Callable[[RequestRecord], None]:
 
 
 async def run_serve_bench(
-    options: ServeBenchOptions, *, out: TextIO = sys.stdout, notes: TextIO = sys.stderr
+    options: ServeBenchOptions, *, out: TextIO | None = None, notes: TextIO | None = None
 ) -> dict[str, Any]:
-    """Run, print the block to ``out`` and return the result JSON (saved when asked)."""
+    """Run, print the block to ``out`` (stdout) and return the result JSON (saved when asked)."""
+    out, notes = out or sys.stdout, notes or sys.stderr
     goodput_ms = parse_goodput(options.goodput)
     model, records, duration_s = await _measure(options, notes)
     metrics = compute_metrics(

@@ -255,7 +255,7 @@ def load_arguments(arguments: Mapping[str, Any], *, sections: Iterable[str] = EN
     """
     merge = Merge(Schema(sections))
     for name, value in arguments.items():
-        merge._try_add(name, value, Source(kind="argument", name=name), name, keyed=False)
+        merge._try_add(name, value, Source(kind="argument", name=name), name, keyed="." in name)
     return merge.finish()
 
 
