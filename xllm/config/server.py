@@ -17,9 +17,12 @@ class ServerConfig:
     executor: str = opt("local", "--executor")
     """``local``: run the model in this process; ``timed:PROFILE``: no model, a step lasts what PROFILE
     says."""
+    rpc_token: str = opt("", "--rpc-token", secret=True)
+    """Shared secret that services must present; needed to listen on a network address. ``xllm serve`` draws
+    its own for every engine it starts."""
     grace_s: float = 10.0
     """Seconds a lost service connection may take to come back before its requests are ended."""
-    heartbeat_s: float = 1.0
+    heartbeat_s: float = 0.5
     """Seconds between two load reports to every connected service."""
     num_trace_records: int = 65_536
     """Scheduling decisions kept for /debug/requests."""

@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from xllm import __version__
 from xllm.base.clock import Clock, MonotonicClock
@@ -25,14 +25,11 @@ from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.serve import EngineConfig
 from xllm.engine.brain import build_brain
 from xllm.engine.core.engine_core import EngineCore
+from xllm.engine.executor.facts import ExecutorFacts
+from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.ports import Executor
 from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.types.instance import InstanceInfo
-from xllm.types.kv_layout import KVLayout
-
-if TYPE_CHECKING:
-    from xllm.engine.worker.build_local import ExecutorFacts
-    from xllm.engine.worker.local import LocalExecutor
 
 log = logging.getLogger(__name__)
 
@@ -47,26 +44,6 @@ EXECUTORS: Registry[Any] = Registry(
 
 OnPhase = Callable[[str, float], object]
 OnWeights = Callable[[int, int], object]
-
-
-class BodyFacts(Protocol):
-    """What an executor found out while it was built; the brain is built from it."""
-
-    @property
-    def layout(self) -> KVLayout:
-        """What a block holds."""
-
-    @property
-    def num_blocks(self) -> int:
-        """KV blocks there really are."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Ids that can be sampled."""
-
-    @property
-    def max_model_len(self) -> int:
-        """Tokens a row can hold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,9 +109,9 @@ def build_local_executor(
     *,
     progress: OnWeights | None = None,
     **options: Any,
-) -> tuple[LocalExecutor, ExecutorFacts]:
+) -> tuple[ThreadExecutor, ExecutorFacts]:
     """Load the model and wire the executor of this process; see ``xllm.engine.worker.build_local``."""
-    built: tuple[LocalExecutor, ExecutorFacts] = EXECUTORS.load("local")(
+    built: tuple[ThreadExecutor, ExecutorFacts] = EXECUTORS.load("local")(
         resolved, progress=progress, **options
     )
     return built
@@ -158,7 +135,7 @@ class _Phase:
 
 def _build_executor(
     resolved: ResolvedEngineConfig, clock: Clock, on_phase: OnPhase, on_weights: OnWeights
-) -> tuple[Executor, BodyFacts]:
+) -> tuple[Executor, ExecutorFacts]:
     kind, _, profile = resolved.executor.partition(":")
     # OpenMP reads its environment when torch loads it, so the numbers must be there before.
     os.environ.setdefault("OMP_NUM_THREADS", str(resolved.num_threads))
@@ -166,14 +143,14 @@ def _build_executor(
         build = EXECUTORS.load(kind)
     with _Phase("executor", on_phase):
         if kind == "timed":
-            built: tuple[Executor, BodyFacts] = build(resolved, profile=profile, clock=clock)
+            built: tuple[Executor, ExecutorFacts] = build(resolved, profile=profile, clock=clock)
         else:
             built = build(resolved, progress=on_weights)
     return built
 
 
 def _build_core(
-    config: EngineConfig, resolved: ResolvedEngineConfig, facts: BodyFacts, clock: Clock, revision: str
+    config: EngineConfig, resolved: ResolvedEngineConfig, facts: ExecutorFacts, clock: Clock, revision: str
 ) -> EngineCore:
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
@@ -200,7 +177,7 @@ def _build_core(
 
 
 def _instance_info(
-    resolved: ResolvedEngineConfig, facts: BodyFacts, endpoint: str, revision: str
+    resolved: ResolvedEngineConfig, facts: ExecutorFacts, endpoint: str, revision: str
 ) -> InstanceInfo:
     incarnation = secrets.token_hex(8)
     return InstanceInfo(
