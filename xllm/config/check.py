@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from xllm.config.load import raise_together
 from xllm.config.machine_facts import MachineFacts
-from xllm.config.memory_plan import activation_bytes, format_memory
+from xllm.config.memory_plan import activation_terms, format_memory
 from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.schema import format_bytes
 from xllm.config.serve import EngineConfig
@@ -155,27 +155,33 @@ def _smaller_weights(
 
 
 def _smaller_step(resolved: ResolvedEngineConfig, least_bytes: int) -> str:
-    """Halve the step, then the context, until the estimate fits."""
+    """Halve what costs most - tokens of a step, running sequences, length - until the estimate fits."""
     tokens, seqs, length = resolved.max_num_batched_tokens, resolved.max_num_seqs, resolved.max_model_len
-    flags = ""
-    while max(tokens, seqs, length) > 2:
-        if tokens > 16:
-            tokens, seqs = max(tokens // 2, 16), max(min(seqs // 2, tokens // 2), 1)
-        else:
-            length = max(length // 2, 2)
-            seqs = max(seqs // 2, 1)
-            tokens = max(tokens // 2, 1)
-        if not resolved.enable_chunked_prefill:
-            length = min(length, tokens)
-        flags = f"--max-num-batched-tokens {tokens} --max-num-seqs {seqs}"
-        flags += f" --max-model-len {length}" if length < resolved.max_model_len else ""
-        needed = activation_bytes(
+    while max(tokens, seqs, length - 1) > 1:
+        terms = activation_terms(
             resolved.spec,
             dtype=resolved.dtype,
             max_num_batched_tokens=tokens,
             max_num_seqs=seqs,
             max_model_len=length,
         )
-        if least_bytes + needed <= resolved.memory.budget_bytes:
-            return f"use {flags}"
+        if least_bytes + sum(terms) <= resolved.memory.budget_bytes:
+            return "use " + " ".join(
+                f"{flag} {new}"
+                for flag, new, old in (
+                    ("--max-num-batched-tokens", tokens, resolved.max_num_batched_tokens),
+                    ("--max-num-seqs", seqs, resolved.max_num_seqs),
+                    ("--max-model-len", length, resolved.max_model_len),
+                )
+                if new != old
+            )
+        by_cost = sorted(zip(terms, ("tokens", "seqs", "length"), (tokens, seqs, length - 1), strict=True))
+        largest = next(name for _, name, size in reversed(by_cost) if size > 1)
+        if largest == "tokens":
+            tokens //= 2
+            length = length if resolved.enable_chunked_prefill else max(min(length, tokens), 2)
+        elif largest == "seqs":
+            seqs //= 2
+        else:
+            length = max(length // 2, 2)
     return f"free memory: at least {format_bytes(least_bytes)} and a few MiB for a step are needed"

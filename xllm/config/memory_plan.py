@@ -53,18 +53,21 @@ class MemoryPlan:
         return self.budget_bytes - self.fixed_bytes
 
 
-def activation_bytes(
+def activation_terms(
     spec: ModelSpec, *, dtype: str, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int
-) -> int:
-    """Upper estimate of what a step needs beside weights and KV."""
+) -> tuple[int, int, int]:
+    """Upper estimates in bytes: one layer's tensors per step token, logits per sequence, one gathered context."""
     intermediate = spec.intermediate_size
     if spec.moe is not None:
         intermediate = max(intermediate, spec.moe.top_k * spec.moe.intermediate_size)
     attention = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_dim
     per_token = 8 * spec.hidden_size + 3 * intermediate + 2 * attention
-    logits = 3 * max_num_seqs * spec.vocab_size
     gathered = 2 * max_model_len * spec.num_kv_heads * spec.head_dim
-    return 4 * (max_num_batched_tokens * per_token + logits) + DTYPE_BYTES[dtype] * gathered
+    return (
+        4 * max_num_batched_tokens * per_token,
+        4 * 3 * max_num_seqs * spec.vocab_size,
+        DTYPE_BYTES[dtype] * gathered,
+    )
 
 
 def memory_budget(machine: MachineFacts, *, device: str, gpu_memory_utilization: float) -> tuple[int, str]:
@@ -82,14 +85,14 @@ def memory_budget(machine: MachineFacts, *, device: str, gpu_memory_utilization:
 def plan_kv_bytes(*, left_bytes: int, useful_bytes: int, least_bytes: int, device: str) -> tuple[int, str]:
     """KV memory when nobody says how much, and the reason.
 
-    All that could ever be used, if it fits in the share KV may take; else that share, or ``least_bytes`` (one
-    sequence of the length asked for) where that is more and there is room.
+    All that could ever be used, if it fits in the share KV may take; else that share; but ``least_bytes`` (one
+    sequence of the length asked for, or one block), or as much of it as there is room for, where that is more.
     """
     share = left_bytes if device == "cuda" else int(left_bytes * CPU_KV_SHARE)
     if useful_bytes <= share:
         return useful_bytes, "all that max_num_seqs sequences of max_model_len could use"
-    if share < least_bytes <= left_bytes:
-        return least_bytes, "one sequence of max_model_len"
+    if share < min(least_bytes, left_bytes):
+        return min(least_bytes, left_bytes), "for one sequence, all that it needs or all there is"
     words = "what weights and activations leave"
     return max(share, 0), words if device == "cuda" else f"half of {words}"
 

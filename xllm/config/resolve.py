@@ -18,7 +18,7 @@ from xllm.config.memory_plan import (
     GPU_RESERVE_BYTES,
     MAX_TIMED_BLOCKS,
     MemoryPlan,
-    activation_bytes,
+    activation_terms,
     memory_budget,
     plan_kv_bytes,
 )
@@ -65,9 +65,9 @@ class _Resolver:
         device = self.device()
         dtype = self.dtype(device)
         max_num_seqs = self.max_num_seqs(device)
-        longest = config.model.max_model_len or self.spec.max_context
-        max_num_batched_tokens = self.max_num_batched_tokens(device, max_num_seqs, longest)
         layout = self.spec.kv_layout(block_size=config.cache.block_size, dtype=dtype)
+        longest = self.longest(layout)
+        max_num_batched_tokens = self.max_num_batched_tokens(device, max_num_seqs, longest)
         memory, num_blocks = self.memory(device, dtype, max_num_seqs, max_num_batched_tokens, longest, layout)
         return ResolvedEngineConfig(
             model=config.model.model,
@@ -179,6 +179,17 @@ class _Resolver:
         self.decide(key, usual, f"usual on {device}")
         return usual
 
+    def longest(self, layout: KVLayout) -> int:
+        """The length to plan for: as said, or the model's own within a KV size that was said."""
+        cache = self.config.cache
+        own = self.config.model.max_model_len or self.spec.max_context
+        num_blocks = cache.num_gpu_blocks_override
+        if num_blocks is None and cache.kv_cache_memory_bytes is not None:
+            num_blocks = cache.kv_cache_memory_bytes // layout.bytes_per_block()
+        if self.has_said_length or num_blocks is None:
+            return own
+        return min(own, max(num_blocks, 1) * layout.block_size)
+
     def memory(
         self,
         device: str,
@@ -204,12 +215,14 @@ class _Resolver:
                 self.machine, device=device, gpu_memory_utilization=cache.gpu_memory_utilization
             )
             weights = self.spec.weight_bytes(dtype)
-            activations = activation_bytes(
-                self.spec,
-                dtype=dtype,
-                max_num_batched_tokens=max_num_batched_tokens,
-                max_num_seqs=max_num_seqs,
-                max_model_len=longest,
+            activations = sum(
+                activation_terms(
+                    self.spec,
+                    dtype=dtype,
+                    max_num_batched_tokens=max_num_batched_tokens,
+                    max_num_seqs=max_num_seqs,
+                    max_model_len=longest,
+                )
             )
             reserve = GPU_RESERVE_BYTES if device == "cuda" else CPU_RESERVE_BYTES
         if cache.num_gpu_blocks_override is not None:
@@ -228,7 +241,7 @@ class _Resolver:
             kv_bytes, reason = plan_kv_bytes(
                 left_bytes=left,
                 useful_bytes=useful_blocks * block_bytes,
-                least_bytes=-(-longest // layout.block_size) * block_bytes if self.has_said_length else 0,
+                least_bytes=block_bytes * (-(-longest // layout.block_size) if self.has_said_length else 1),
                 device=device,
             )
             num_blocks = kv_bytes // block_bytes

@@ -1,0 +1,27 @@
+"""What holds for all tests: no stray configuration from the environment, GPU tests only where there is a GPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import pytest
+
+from xllm.config.load import RESERVED_ENV
+from xllm.config.schema import ENV_PREFIX
+
+for _name in [name for name in os.environ if name.startswith(ENV_PREFIX) and name not in RESERVED_ENV]:
+    del os.environ[_name]
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+
+
+def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where torch finds no GPU."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if not gpu_items:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="no GPU"))
