@@ -22,13 +22,14 @@ def moe(
     Router probabilities are float32. Per token the experts are added in ascending order, whatever else is
     in the batch.
     """
-    weights, experts = route(functional.linear(x, router), top_k, norm_topk_prob)
+    # A rounded router logit may send a token to another expert: the one product worth float32.
+    weights, experts = route(functional.linear(x.float(), router.float()), top_k, norm_topk_prob)
     num_experts = router.shape[0]
     order = torch.argsort(experts.flatten(), stable=True)
     tokens = torch.div(order, top_k, rounding_mode="floor")
     counts = torch.bincount(experts.flatten(), minlength=num_experts).tolist()
-    flat_weights = weights.flatten()[order].to(x.dtype).unsqueeze(-1)
-    out = torch.zeros_like(x)
+    flat_weights = weights.flatten()[order].unsqueeze(-1)
+    out = torch.zeros_like(x, dtype=torch.float32)
     start = 0
     for expert, count in enumerate(counts):
         if count == 0:
@@ -38,7 +39,7 @@ def moe(
         result = functional.linear(hidden, down[expert]) * flat_weights[start : start + count]
         out.index_add_(0, picked, result)
         start += count
-    return out
+    return out.to(x.dtype)
 
 
 def route(logits: torch.Tensor, top_k: int, norm_topk_prob: bool) -> tuple[torch.Tensor, torch.Tensor]:
