@@ -143,7 +143,7 @@ def _build_executor(
         build = EXECUTORS.load(kind)
     with _Phase("executor", on_phase):
         if kind == "timed":
-            built: tuple[Executor, ExecutorFacts] = build(resolved, profile=profile, clock=clock)
+            built: tuple[Executor, ExecutorFacts] = build(resolved, profile=profile)
         else:
             built = build(resolved, progress=on_weights)
     return built

@@ -17,13 +17,13 @@ import time
 from array import array
 from collections.abc import Callable
 
+from xllm.config.resolved import ResolvedEngineConfig
 from xllm.engine.executor.facts import ExecutorFacts
 from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.executor.watchdog import Watchdog
 from xllm.errors import InternalError, InvalidRequest
-from xllm.perf.step_time import StepTimeProfile, shape_of
+from xllm.perf.step_time import StepTimeProfile, load_profile, shape_of
 from xllm.types.batch import Batch, BatchResult, BatchRow, NewRow, RowError, StepFacts, StepMask
-from xllm.types.kv_layout import KVLayout
 from xllm.types.output import OutputError, PositionLogprobs, TokenLogprob
 
 _MASK_TRIES = 64
@@ -202,23 +202,18 @@ def _flat_logprob(token: int, num_top: int) -> PositionLogprobs:
 
 
 def build_timed_executor(
-    profile: StepTimeProfile,
-    *,
-    layout: KVLayout,
-    num_blocks: int,
-    vocab_size: int,
-    max_model_len: int,
-    watchdog: Watchdog | None = None,
+    resolved: ResolvedEngineConfig, *, profile: str, watchdog: Watchdog | None = None
 ) -> tuple[ThreadExecutor, ExecutorFacts]:
-    """A timed executor and what the brain is built from; never loads torch."""
+    """A timed executor and what the brain is built from; never loads torch. ConfigError for an unknown profile."""
+    layout, spec = resolved.kv_layout, resolved.spec
     num_layers = sum(len(g.layers) for g in layout.groups)
-    runner = TimedRunner(profile, vocab_size=vocab_size, num_layers=num_layers)
+    runner = TimedRunner(load_profile(profile), vocab_size=spec.vocab_size, num_layers=num_layers)
     facts = ExecutorFacts(
         layout=layout,
-        num_blocks=num_blocks,
-        vocab_size=vocab_size,
-        max_model_len=max_model_len,
-        device_name=f"timed:{profile.name}",
+        num_blocks=resolved.num_blocks,
+        vocab_size=spec.vocab_size,
+        max_model_len=resolved.max_model_len,
+        device_name=f"timed:{profile}",
         weights_bytes=0,
         kv_bytes=0,
         load_s=0.0,

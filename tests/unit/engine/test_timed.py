@@ -8,8 +8,9 @@ import sys
 
 from xllm.base.clock import MonotonicClock
 from xllm.engine.brain import build_brain
+from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.scheduler.limits import SchedulerLimits
-from xllm.engine.timed import build_timed_executor
+from xllm.engine.timed import TimedRunner
 from xllm.perf.step_time import PROFILES
 from xllm.types.batch import BatchResult
 from xllm.types.kv_layout import build_attention_layout
@@ -23,15 +24,13 @@ LAYOUT = build_attention_layout(block_size=4, num_layers=2, num_kv_heads=1, head
 def generate(
     requests: list[Request], *, budget: int = 64, num_blocks: int = 64
 ) -> dict[tuple[str, int], list[int]]:
-    executor, facts = build_timed_executor(
-        PROFILES["instant"], layout=LAYOUT, num_blocks=num_blocks, vocab_size=1000, max_model_len=100
-    )
+    executor = ThreadExecutor(TimedRunner(PROFILES["instant"], vocab_size=1000, num_layers=2))
     limits = SchedulerLimits(max_num_seqs=8, max_num_batched_tokens=budget, max_model_len=100)
     core = build_brain(
         layout=LAYOUT,
         num_blocks=[num_blocks],
         limits=limits,
-        vocab_size=facts.vocab_size,
+        vocab_size=1000,
         clock=MonotonicClock(),
     )
     results: queue.Queue[BatchResult] = queue.Queue()
