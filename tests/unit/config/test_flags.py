@@ -42,6 +42,7 @@ FLAGS = [
     "--revision",
     "--root-path",
     "--rpc-token",
+    "--rpc-token",
     "--scheduling-policy",
     "--seed",
     "--served-model-name",
