@@ -42,7 +42,6 @@ FLAGS = [
     "--revision",
     "--root-path",
     "--rpc-token",
-    "--rpc-token",
     "--scheduling-policy",
     "--seed",
     "--served-model-name",
