@@ -14,8 +14,9 @@ Columns, R rows, L = max_model_len, B blocks:
 INVARIANTS
 - ``token_ids[r, :num_tokens[r]]`` is the row's whole history: a sampled token is written by the body in the step that
   samples it, so a later step needs no token ids from the brain (and may be planned before the sample exists).
-- Only orders of a Batch and the samples of a step change a row; ``free`` of an unknown row is harmless, because a
-  step that failed early may not have introduced it.
+- Only orders of a Batch and the samples of a step change a row. Steps of a dead epoch are answered without being
+  seen here, so what a row holds may be older than the brain thinks: introducing a row replaces whatever it held, and
+  freeing an unknown one is harmless.
 - A freed row keeps stale values; adding a row overwrites all of its columns.
 """
 
@@ -63,8 +64,8 @@ class PersistentRows:
         """Carry out the row orders of a step: frees, then new rows, then grown block tables.
 
         Raises:
-            InternalError: a row number out of range, a row introduced twice, a scheduled row nobody introduced, or
-                more tokens than ``max_model_len``.
+            InternalError: a row number out of range, a scheduled row nobody introduced, or more tokens than
+                ``max_model_len``.
         """
         for row in batch.freed_rows:
             self.free(row)
@@ -75,10 +76,10 @@ class PersistentRows:
                 self._grow_tables(scheduled)
 
     def add(self, new: NewRow) -> None:
-        """Introduce a sequence with its history and block tables."""
+        """Introduce a sequence with its history and block tables, in place of whatever the row held."""
         row, num_tokens = new.row, len(new.token_ids)
-        if not 0 <= row < self.max_rows or self.is_known[row]:
-            raise InternalError(f"row {row} of {self.max_rows} cannot be introduced: out of range or in use")
+        if not 0 <= row < self.max_rows:
+            raise InternalError(f"row {row} of {self.max_rows} cannot be introduced")
         if not new.request.num_prompt_tokens <= num_tokens <= self.max_model_len:
             raise InternalError(
                 f"row {row} has {num_tokens} tokens: a prompt of {new.request.num_prompt_tokens}, "

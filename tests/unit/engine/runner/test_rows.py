@@ -96,10 +96,6 @@ def test_a_freed_row_can_be_introduced_again_and_keeps_nothing() -> None:
         NewRow(row=1, seq=0, request=request, choice=2, token_ids=tuple(range(9)), block_tables=((5, 6, 7),))
     )
     assert rows.sampling.needs_penalties[1] and rows.sampling.biases[1][0].tolist() == [3]
-    with pytest.raises(InternalError, match="in use"):
-        rows.add(
-            NewRow(row=1, seq=0, request=request, choice=2, token_ids=tuple(range(9)), block_tables=((5,),))
-        )
     other = NewRow(
         row=1, seq=1, request=make_request("b", (4,)), choice=0, token_ids=(4,), block_tables=((8,),)
     )
@@ -108,6 +104,26 @@ def test_a_freed_row_can_be_introduced_again_and_keeps_nothing() -> None:
     assert rows.num_blocks[0, 1] == 1 and rows.tables[0][1, 0] == 8
     assert not rows.sampling.needs_penalties[1] and not rows.sampling.has_bias[1] and not rows.sampling.biases
     assert rows.num_known == 1
+
+
+def test_introducing_a_row_replaces_what_it_held() -> None:
+    rows = make_rows()
+    for prompt, blocks in (
+        (tuple(range(9)), (5, 6, 7)),
+        ((4, 5), (1,)),
+    ):  # steps between them were never seen here
+        new = NewRow(
+            row=1,
+            seq=0,
+            request=make_request("a", prompt),
+            choice=0,
+            token_ids=prompt,
+            block_tables=(blocks,),
+        )
+        rows.apply(Batch(step=0, rows=(BatchRow(1, 0, 1, ()),), new_rows=(new,)))
+    assert rows.history(1).tolist() == [4, 5]
+    assert rows.num_blocks[0, 1] == 1 and rows.tables[0][1, 0] == 1
+    assert rows.generation[1] == 2
 
 
 def test_block_tables_grow_without_losing_entries() -> None:
