@@ -1,4 +1,4 @@
-"""xllm bench serve | throughput | latency | startup.
+"""xllm bench serve | throughput | latency | startup | step.
 
 `serve` and `startup` measure a server over HTTP; `throughput` and `latency` measure an engine in this
 process's own `xllm.LLM`, with the engine's flags as `xllm serve` has them.
@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_config_flags(latency, ENGINE_SECTIONS)
     _add_latency(latency)
+    step = commands.add_parser(
+        "step",
+        help="what a decode step costs beside the model",
+        description="Split decode steps into forward, sampling and everything else.",
+    )
+    add_config_flags(step, ENGINE_SECTIONS)
+    step.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64], help="sequences at once [1 64]")
+    step.add_argument("--input-len", type=int, default=32, help="prompt tokens each [32]")
+    step.add_argument("--num-steps", type=int, default=100, help="decode steps measured [100]")
+    step.add_argument("--output-json", metavar="FILE", help="also write the result as JSON")
     startup = commands.add_parser(
         "startup",
         help="from process start to the first token",
@@ -70,7 +81,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the chosen benchmark; 1 when nothing succeeded."""
-    commands = {"serve": _serve, "throughput": _throughput, "latency": _latency, "startup": _startup}
+    commands = {
+        "serve": _serve,
+        "throughput": _throughput,
+        "latency": _latency,
+        "startup": _startup,
+        "step": _step,
+    }
     return commands[args.benchmark](args)
 
 
@@ -284,6 +301,20 @@ def _latency(args: argparse.Namespace) -> int:
         )
     print("\n".join(result.lines()))
     _save(args.output_json, result.as_json())
+    return 0
+
+
+def _step(args: argparse.Namespace) -> int:
+    from xllm.bench.step import format_steps, measure_steps
+
+    if min(*args.num_seqs, args.input_len, args.num_steps) < 1:
+        raise ConfigError("--num-seqs, --input-len and --num-steps must be at least 1")
+    config = load_from_flags(args).engine()
+    costs = measure_steps(
+        config, args.num_seqs, input_len=args.input_len, num_steps=args.num_steps, seed=config.model.seed
+    )
+    print(format_steps(costs))
+    _save(args.output_json, {"steps": [asdict(cost) for cost in costs]})
     return 0
 
 
