@@ -87,7 +87,7 @@ class TextPipeline:
             documents,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
-            **(template_kwargs or {}),
+            template_kwargs=template_kwargs,
         )
 
     def template_reads(self, name: str) -> bool:

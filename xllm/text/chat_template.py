@@ -133,9 +133,9 @@ class ChatTemplate:
         documents: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
-        **kwargs: Any,
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
-        """Prompt text. ``kwargs`` (chat_template_kwargs) become template variables, e.g. ``enable_thinking``.
+        """Prompt text. ``template_kwargs`` become template variables, e.g. ``enable_thinking``.
 
         Raises InvalidRequest with the template's own words when it refuses the conversation.
         """
@@ -149,14 +149,19 @@ class ChatTemplate:
         chat = [_normalise(message, self._formats[name]) for message in messages]
         if continue_final_message:
             chat = _mark_end(chat)
-        variables: dict[str, Any] = {**self._special_tokens, **kwargs}
-        variables.update(
-            messages=chat,
-            tools=list(tools) if tools else None,
-            documents=list(documents) if documents else None,
-            add_generation_prompt=add_generation_prompt,
-        )
-        text = self._run(name, variables)
+        own: dict[str, Any] = {
+            "messages": chat,
+            "tools": list(tools) if tools else None,
+            "documents": list(documents) if documents else None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        taken = sorted(own.keys() & (template_kwargs or {}).keys())
+        if taken:
+            raise InvalidRequest(
+                f"chat_template_kwargs sets {taken[0]!r}, which has its own field",
+                param="chat_template_kwargs",
+            )
+        text = self._run(name, {**self._special_tokens, **(template_kwargs or {}), **own})
         if not continue_final_message:
             return text
         end = text.rfind(_CUT)

@@ -91,8 +91,10 @@ def test_rendering_equals_transformers(
             add_generation_prompt=add_generation_prompt,
             **options,
         )
+        given = {name: value for name, value in options.items() if name in ("tools", "documents")}
+        others = {name: value for name, value in options.items() if name not in given}
         ours = ChatTemplate(template, SPECIAL).render(
-            messages, add_generation_prompt=add_generation_prompt, **options
+            messages, add_generation_prompt=add_generation_prompt, template_kwargs=others, **given
         )
         if template is PARTS:  # parts are always handed over as a list; the macro marks their ends
             ours = ours.replace("|", "")
@@ -169,6 +171,14 @@ def test_the_template_may_refuse_and_its_words_reach_the_user() -> None:
         ChatTemplate("{{ messages[0].nothing.at.all }}").render([USER])
     with pytest.raises(InvalidRequest, match="ZeroDivisionError"):
         ChatTemplate("{{ 1 / 0 }}").render([USER])
+
+
+def test_template_variables_cannot_replace_the_conversation() -> None:
+    template = ChatTemplate("{{ messages | length }}{{ add_generation_prompt }}{{ mood }}")
+    assert template.render([USER], template_kwargs={"mood": "!"}) == "1True!"
+    for name in ("messages", "tools", "documents", "add_generation_prompt"):
+        with pytest.raises(InvalidRequest, match=name):
+            template.render([USER], template_kwargs={name: []})
 
 
 def test_the_sandbox_keeps_python_out() -> None:
