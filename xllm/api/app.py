@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xllm import __version__
@@ -94,7 +95,7 @@ def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None
         title="xLLM", version=__version__, root_path=config.root_path, redoc_url=None, redirect_slashes=False
     )
     for method, path, handler in _ROUTES:
-        app.add_route(path, Endpoint(edge, path, handler), methods=[method])
+        app.router.routes.append(Route(path, Endpoint(edge, path, handler), methods=[method]))
     app.add_exception_handler(HTTPException, _on_http_error)
     schema = lru_cache(maxsize=1)(build_openapi)
     app.openapi = schema  # type: ignore[method-assign]
@@ -103,8 +104,6 @@ def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None
         origins = list(config.allowed_origins)
         guarded = CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     return guarded
-
-
 
 
 async def _on_http_error(http: HttpRequest, exc: Exception) -> Response:

@@ -46,7 +46,9 @@ class Edge:
         if name is None or name == "":
             return names[0]
         if name not in names:
-            raise NotFound(f"model {name[:200]!r} is not served", hint=f"served: {', '.join(names)}", param="model")
+            raise NotFound(
+                f"model {name[:200]!r} is not served", hint=f"served: {', '.join(names)}", param="model"
+            )
         return name
 
     async def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -115,7 +117,9 @@ def check_stream_fields(body: SamplingFields) -> None:
             )
     if body.stream and body.prompt_logprobs is not None:
         raise InvalidRequest(
-            "prompt_logprobs cannot be streamed", hint="leave stream or prompt_logprobs out", param="prompt_logprobs"
+            "prompt_logprobs cannot be streamed",
+            hint="leave stream or prompt_logprobs out",
+            param="prompt_logprobs",
         )
 
 
@@ -154,9 +158,11 @@ def _as_tuple(values: Any) -> Any:
 def _allowed(ids: list[int] | None) -> tuple[int, ...] | None:
     if ids is not None and not ids:
         raise InvalidRequest(
-            "allowed_token_ids is empty: nothing could be generated", hint="leave it out", param="allowed_token_ids"
+            "allowed_token_ids is empty: nothing could be generated",
+            hint="leave it out",
+            param="allowed_token_ids",
         )
-    return _as_tuple(ids)
+    return None if ids is None else tuple(ids)
 
 
 def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
@@ -166,5 +172,7 @@ def _logit_bias(given: dict[str, float] | None) -> dict[int, float] | None:
         return {int(key): value for key, value in given.items()}
     except ValueError as exc:
         raise InvalidRequest(
-            "logit_bias has a key that is no token id", hint="use token ids, e.g. {\"50256\": -100}", param="logit_bias"
+            "logit_bias has a key that is no token id",
+            hint='use token ids, e.g. {"50256": -100}',
+            param="logit_bias",
         ) from exc

@@ -82,9 +82,13 @@ def render_prompt(text: TextPipeline, body: ChatRequest) -> str:
             )
     if body.documents and not text.template_reads("documents"):
         raise Unsupported(
-            "the model's chat template does not print documents", hint="put them in a message", param="documents"
+            "the model's chat template does not print documents",
+            hint="put them in a message",
+            param="documents",
         )
-    reserved = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"} & set(kwargs)
+    reserved = {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"} & set(
+        kwargs
+    )
     if reserved:
         raise InvalidRequest(
             f"chat_template_kwargs may not set {sorted(reserved)[0]!r}: it has a field of its own",
@@ -117,10 +121,14 @@ def template_messages(messages: Sequence[Message], text: TextPipeline) -> list[d
 def _plain(message: Message, index: int, knows_developer: bool) -> dict[str, Any]:
     where = f"messages[{index}]"
     if not message.role:
-        raise InvalidRequest(f"{where}.role is empty", hint="use system, user, assistant or tool", param="messages")
+        raise InvalidRequest(
+            f"{where}.role is empty", hint="use system, user, assistant or tool", param="messages"
+        )
     for name in ("function_call", "audio"):
         if getattr(message, name) is not None:
-            raise Unsupported(f"{where}.{name} is not supported", hint="use tool_calls and text", param="messages")
+            raise Unsupported(
+                f"{where}.{name} is not supported", hint="use tool_calls and text", param="messages"
+            )
     if isinstance(message.content, list):
         for part in message.content:
             _check_part(part, where)
@@ -141,10 +149,13 @@ def _check_part(part: str | Mapping[str, Any], where: str) -> None:
     kind = part.get("type")
     if kind not in ("text", "refusal", "input_text", "output_text"):
         raise Unsupported(
-            f"{where}.content has a part of type {str(kind)[:40]!r}; this model takes text only", param="messages"
+            f"{where}.content has a part of type {str(kind)[:40]!r}; this model takes text only",
+            param="messages",
         )
     if unknown := set(part) - _PART_KEYS:
-        raise InvalidRequest(f"{where}.content has a part with unknown field {min(unknown)[:80]!r}", param="messages")
+        raise InvalidRequest(
+            f"{where}.content has a part with unknown field {min(unknown)[:80]!r}", param="messages"
+        )
     if not isinstance(part.get("refusal" if kind == "refusal" else "text"), str):
         raise InvalidRequest(f"{where}.content has a {kind} part without text", param="messages")
 
@@ -171,7 +182,9 @@ def _plain_tool(tool: Tool) -> dict[str, Any]:
 
 def _num_logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs is not None and not body.logprobs:
-        raise InvalidRequest("top_logprobs without logprobs", hint="set logprobs to true", param="top_logprobs")
+        raise InvalidRequest(
+            "top_logprobs without logprobs", hint="set logprobs to true", param="top_logprobs"
+        )
     if body.top_logprobs is not None and not 0 <= body.top_logprobs <= 20:
         raise InvalidRequest(f"top_logprobs is {body.top_logprobs}", hint="use 0..20", param="top_logprobs")
     return (body.top_logprobs or 0) if body.logprobs else None
@@ -191,7 +204,11 @@ class _Answer:
         self.view = LogprobView(text.tokenizer, as_ids=bool(body.return_tokens_as_token_ids))
         self.num_top = body.top_logprobs or 0
         last = body.messages[-1]
-        self.role = last.role if body.add_generation_prompt is False and not body.continue_final_message else "assistant"
+        self.role = (
+            last.role
+            if body.add_generation_prompt is False and not body.continue_final_message
+            else "assistant"
+        )
 
     async def whole(self) -> dict[str, Any]:
         """Collect and render the answer of a call without stream."""
@@ -293,7 +310,9 @@ class ChatEvents:
             "index": delta.index,
             "delta": {"content": delta.text} if delta.text or delta.finish_reason is None else {},
             "logprobs": (
-                answer.view.chat(delta.logprobs, answer.num_top) if answer.body.logprobs and delta.logprobs else None
+                answer.view.chat(delta.logprobs, answer.num_top)
+                if answer.body.logprobs and delta.logprobs
+                else None
             ),
             "finish_reason": delta.finish_reason,
         }

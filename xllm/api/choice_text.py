@@ -87,7 +87,7 @@ class ChoiceText:
             delta.finish_reason, delta.stop_reason = "stop", matched
         elif reason is not None:
             # Errors and deadlines never come here: the caller raises them.
-            delta.finish_reason = reason if reason in ("stop", "length") else "abort"  # type: ignore[assignment]
+            delta.finish_reason = reason if reason in ("stop", "length") else "abort"
             delta.stop_reason = output.stop_reason
         self.finish_reason = delta.finish_reason
         return delta

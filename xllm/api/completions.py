@@ -76,7 +76,9 @@ def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[Prom
     if len(kinds) > 1:
         raise InvalidRequest("prompt mixes texts and token ids", hint="send one kind", param="prompt")
     if len(prompt) > MAX_PROMPTS:
-        raise InvalidRequest(f"prompt has {len(prompt)} prompts", hint=f"send at most {MAX_PROMPTS}", param="prompt")
+        raise InvalidRequest(
+            f"prompt has {len(prompt)} prompts", hint=f"send at most {MAX_PROMPTS}", param="prompt"
+        )
     return cast("list[Prompt]", prompt)
 
 
@@ -98,7 +100,9 @@ async def build_completion_requests(
     requests = []
     for index, prompt in enumerate(prompts):
         ids: Sequence[int] = (
-            await edge.encode_text(prompt, add_special_tokens=adds_special) if isinstance(prompt, str) else prompt
+            await edge.encode_text(prompt, add_special_tokens=adds_special)
+            if isinstance(prompt, str)
+            else prompt
         )
         ids = truncate_ids(ids, body.truncate_prompt_tokens, body.truncation_side, room)
         request_id = call_id if len(prompts) == 1 else f"{call_id}-{index}"
@@ -197,9 +201,7 @@ class CompletionEvents:
         options = body.stream_options
         self._has_usage = bool(options and options.include_usage)
         self._has_running_usage = bool(options and options.continuous_usage_stats and self._has_usage)
-        self._is_plain = not (
-            body.logprobs is not None or body.return_token_ids or self._has_running_usage
-        )
+        self._is_plain = not (body.logprobs is not None or body.return_token_ids or self._has_running_usage)
         head = {
             "id": answer.call_id,
             "object": "text_completion",

@@ -6,7 +6,8 @@ import re
 from typing import Any, TypeVar
 
 import msgspec
-from starlette.requests import ClientDisconnect, Request as HttpRequest
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 
 from xllm.api.fields import unknown_field
 from xllm.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -62,7 +63,9 @@ def decode_body(body: bytes, kind: type[T]) -> T:
     except UnicodeDecodeError as exc:
         raise InvalidRequest(f"the body is not valid UTF-8: {exc.reason}", hint="send UTF-8") from exc
     except RecursionError as exc:
-        raise InvalidRequest("the body is nested too deeply", hint="send at most some hundred levels") from exc
+        raise InvalidRequest(
+            "the body is nested too deeply", hint="send at most some hundred levels"
+        ) from exc
 
 
 def _too_large(max_bytes: int) -> PayloadTooLarge:

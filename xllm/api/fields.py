@@ -75,7 +75,6 @@ _SHARED = (
     _honoured("skip_special_tokens", "vLLM", False, "leave special tokens out of the text; default true"),
     _honoured("truncate_prompt_tokens", "vLLM", 2, "keep that many prompt tokens; -1: what fits the context"),
     _honoured("truncation_side", "vLLM", "right", "the side that truncate_prompt_tokens cuts; default left"),
-    _honoured("add_special_tokens", "vLLM", False, "tokeniser adds BOS; default true for completions, false for chat"),
     _honoured("stream", "OpenAI", True, "server-sent events"),
     _honoured("stream_options", "OpenAI", {"include_usage": True}, "include_usage, continuous_usage_stats"),
     _honoured("priority", "vLLM", -1, "lower runs first (vLLM's direction) under --scheduling-policy priority"),
@@ -118,6 +117,7 @@ CHAT_FIELDS: tuple[Field, ...] = (
         "rendered by the chat template; calls stay in the text, they are not parsed yet",
     ),
     _honoured("tool_choice", "OpenAI", "none", "none and auto; required or a named tool: 400 (needs a grammar)"),
+    _honoured("add_special_tokens", "vLLM", True, "the tokeniser adds BOS; default false: templates write their own"),
     _honoured("add_generation_prompt", "vLLM", False, "open the assistant's turn; default true"),
     _honoured("continue_final_message", "vLLM", True, "go on writing the last message"),
     _honoured("chat_template_kwargs", "vLLM", {"enable_thinking": True}, "variables for the chat template"),
@@ -150,6 +150,7 @@ COMPLETION_FIELDS: tuple[Field, ...] = (
     _honoured("prompt", "OpenAI", None, "text, texts, token ids, or several lists of token ids"),
     _honoured("logprobs", "OpenAI", 1, "0 to 20 best tokens per position; 0: of the chosen token only"),
     _honoured("echo", "OpenAI", True, "the prompt comes first in the text (and in logprobs)"),
+    _honoured("add_special_tokens", "vLLM", False, "the tokeniser adds BOS; default true"),
     *_SHARED,
     _refused("suffix", "OpenAI", "x", "fill-in-the-middle is not built", ""),
     _refused("best_of", "OpenAI", 3, "not built; use n", 1),
@@ -202,7 +203,13 @@ def render_page() -> str:
         "(`--generation-config`), then neutral values (temperature 1, top_p 1, top_k 0).",
     ]
     for endpoint, rows in TABLES.items():
-        lines += ["", f"## POST {endpoint}", "", "| Field | Known from | | Meaning here |", "|---|---|---|---|"]
+        lines += [
+            "",
+            f"## POST {endpoint}",
+            "",
+            "| Field | Known from | | Meaning here |",
+            "|---|---|---|---|",
+        ]
         for row in rows:
             accepted = ", ".join(f"`{json.dumps(value)}`" for value in _shown(row.neutral))
             note = f"{row.note}. Accepted: {accepted}" if accepted else row.note

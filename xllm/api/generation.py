@@ -120,6 +120,7 @@ class Generation:
             for choice in range(self._num_choices)
         )
         self._num_open = len(self.choices)
+        self._is_closed = False
         self._started: list[str] = []
 
     @property
@@ -191,8 +192,8 @@ class Generation:
     def close(self, cause: BaseException | None = None) -> None:
         """Nobody reads any more: end in the engine whatever still runs. Safe to call again."""
         self._buffer.close()
-        if self._num_open:
-            self._num_open = 0
+        if self._num_open and not self._is_closed:
+            self._is_closed = True
             for request_id in self._started:
                 self._backend.abort(request_id, reason="abort")
             self._observer.ended(cause or ClientGone())

@@ -43,7 +43,7 @@ class LogprobView:
         }
 
     def prompt(self, positions: Sequence[PositionLogprobs | None]) -> list[dict[str, Any] | None]:
-        """vLLM's ``prompt_logprobs``: per position token id -> {logprob, rank, decoded_token}; first None."""
+        """Format of vLLM's ``prompt_logprobs``: per position token id -> its facts; the first is None."""
         return [None if position is None else self._by_id(position) for position in positions]
 
     def _by_id(self, position: PositionLogprobs) -> dict[str, Any]:

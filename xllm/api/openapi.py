@@ -86,7 +86,9 @@ def build_openapi() -> dict[str, Any]:
         }
     for path, summary in _GETS.items():
         names = [part[1:-1] for part in path.split("/") if part.startswith("{")]
-        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+        parameters = [
+            {"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names
+        ]
         paths[path] = {"get": {"summary": summary, "parameters": parameters, "responses": _responses()}}
     return {
         "openapi": "3.1.0",

@@ -79,7 +79,9 @@ class Preprocessor:
             cache_salt=admission.cache_salt,
             age_s=age_s,
             deadline_in_s=self._deadline(admission.deadline_in_s),
-            block_hashes=block_hashes(ids, block_size=model.block_size, root=self._root(admission.cache_salt)),
+            block_hashes=block_hashes(
+                ids, block_size=model.block_size, root=self._root(admission.cache_salt)
+            ),
             block_hash_size=model.block_size,
         )
 
@@ -126,7 +128,9 @@ class Preprocessor:
         if min(ids) < 0 or max(ids) >= model.vocab_size:
             wrong = next(i for i in ids if not 0 <= i < model.vocab_size)
             raise InvalidRequest(
-                f"token id {wrong} is not in the vocabulary", hint=f"use 0..{model.vocab_size - 1}", param="prompt"
+                f"token id {wrong} is not in the vocabulary",
+                hint=f"use 0..{model.vocab_size - 1}",
+                param="prompt",
             )
 
     def _finish_sampling(self, params: SamplingParams, num_prompt: int) -> SamplingParams:
@@ -143,7 +147,8 @@ class Preprocessor:
             )
         if params.min_tokens > max_tokens:
             raise InvalidRequest(
-                f"min_tokens is {params.min_tokens}, at most {max_tokens} tokens can follow", param="min_tokens"
+                f"min_tokens is {params.min_tokens}, at most {max_tokens} tokens can follow",
+                param="min_tokens",
             )
         for name in ("stop_token_ids", "allowed_token_ids"):
             self._check_ids(getattr(params, name), name)
@@ -156,7 +161,7 @@ class Preprocessor:
 
     def _check_ids(self, ids: tuple[int, ...], name: str) -> None:
         size = self.model.vocab_size
-        if ids and not (0 <= min(ids) and max(ids) < size):
+        if ids and (min(ids) < 0 or max(ids) >= size):
             wrong = next(i for i in ids if not 0 <= i < size)
             raise InvalidRequest(f"{name} holds token id {wrong}", hint=f"use 0..{size - 1}", param=name)
 
@@ -187,7 +192,9 @@ class Preprocessor:
                 self._roots[""] = root
             return root
         if len(salt) > 1024:
-            raise InvalidRequest(f"cache_salt has {len(salt)} characters", hint="use at most 1024", param="cache_salt")
+            raise InvalidRequest(
+                f"cache_salt has {len(salt)} characters", hint="use at most 1024", param="cache_salt"
+            )
         return root_hash(block_size=model.block_size, weight_revision=model.revision, salt=salt)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -62,21 +63,14 @@ class HttpServer:
         Raises:
             ConfigError: the address cannot be bound.
         """
-        settings = self._server.config
-        settings.load()
-        try:
-            socket = settings.bind_socket()
-        except SystemExit as exc:
-            raise ConfigError(
-                f"cannot listen on {self._config.host}:{self._config.port}", hint="use a free --port"
-            ) from exc
+        listener = _listen(self._config.host, self._config.port)
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT) if handles_signals else ()
         for number in signals:
             loop.add_signal_handler(number, self.begin_shutdown)
         try:
-            host, port = socket.getsockname()[:2]
-            serving = asyncio.create_task(self._server.serve([socket]))
+            host, port = listener.getsockname()[:2]
+            serving = asyncio.create_task(self._server.serve([listener]))
             while not (self._server.started or serving.done()):
                 await asyncio.sleep(0.005)
             if on_listening is not None and not serving.done():
@@ -88,7 +82,7 @@ class HttpServer:
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
-            socket.close()
+            listener.close()
             if self._drain is not None:
                 await self._drain
 
@@ -101,8 +95,33 @@ class HttpServer:
         self._drain = asyncio.get_running_loop().create_task(self._shut_down())
 
     async def _shut_down(self) -> None:
-        logger.info("draining: new requests get 503, those in flight have %g s", self._config.shutdown_timeout_s)
+        logger.info(
+            "draining: new requests get 503, those in flight have %g s", self._config.shutdown_timeout_s
+        )
         try:
             await self._backend.drain(self._config.shutdown_timeout_s)
         finally:
             self._server.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Its protocol number is given: asyncio switches Nagle's algorithm off only then."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, socket.IPPROTO_TCP)
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {exc}", hint="use an address of this machine"
+        ) from exc
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.setblocking(False)
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {exc.strerror}", hint="use a free --port"
+        ) from exc
+    return listener

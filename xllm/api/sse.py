@@ -77,13 +77,14 @@ class EventStream:
         opening = encoder.opening()
         if opening:
             await send({"type": "http.response.body", "body": opening, "more_body": True})
-        while not generation.is_done:
+        is_done = False
+        while not is_done:
             events = encoder.events(await generation.next_deltas())
-            if generation.is_done:
+            is_done = generation.is_done
+            if is_done:
                 events += encoder.closing()
             if events:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await send({"type": "http.response.body", "body": events, "more_body": not is_done})
 
     async def _fail(self, send: Send, error: XllmError) -> None:
         self._generation.close(error)

@@ -28,7 +28,9 @@ async def get_model(edge: Edge, http: HttpRequest) -> ASGIApp:
     """GET /v1/models/{id}."""
     name = http.path_params["model"]
     if name not in edge.backend.model.names:
-        raise NotFound(f"model {name[:200]!r} is not served", hint="GET /v1/models lists what is", param="model")
+        raise NotFound(
+            f"model {name[:200]!r} is not served", hint="GET /v1/models lists what is", param="model"
+        )
     return _json(_card(edge, name))
 
 
@@ -49,7 +51,11 @@ async def health(edge: Edge, http: HttpRequest) -> ASGIApp:
     """GET /health: 200 while work advances, 503 when a forward stands still or the engine is gone."""
     state = edge.backend.health()
     instances = {name: msgspec.to_builtins(report) for name, report in state.instances.items()}
-    body = {"status": "ok" if state.is_healthy else "unhealthy", "message": state.message, "instances": instances}
+    body = {
+        "status": "ok" if state.is_healthy else "unhealthy",
+        "message": state.message,
+        "instances": instances,
+    }
     return _json(body, 200 if state.is_healthy else 503)
 
 
