@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+
 from xllm.config.model_spec import ModelSpec, read_model_spec
 from xllm.engine.attention import AttentionPlanner
 from xllm.engine.layers.build_context import build_context

@@ -51,7 +51,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-yarn": ("qwen3", dict(head_dim=32, rope_parameters=YARN)),
     "qwen3-yarn-explicit": (
         "qwen3",
-        dict(head_dim=32, rope_parameters={**YARN, "attention_factor": 1.3, "beta_fast": 16.0, "beta_slow": 2.0}),
+        dict(
+            head_dim=32,
+            rope_parameters={**YARN, "attention_factor": 1.3, "beta_fast": 16.0, "beta_slow": 2.0},
+        ),
     ),
     "qwen3-yarn-mscale": (
         "qwen3",

@@ -33,7 +33,12 @@ def write(tmp_path: Path, **changes: Any) -> Path:
 def test_plain(tmp_path: Path) -> None:
     spec = read_model_spec(write(tmp_path, torch_dtype="bfloat16", eos_token_id=[3, 4], rope_theta=1e6))
     assert (spec.head_dim, spec.num_kv_heads, spec.has_qk_norm, spec.has_qkv_bias) == (32, 2, True, False)
-    assert (spec.dtype, spec.eos_token_ids, spec.rope.theta, spec.windows) == ("bfloat16", (3, 4), 1e6, (None,) * 4)
+    assert (spec.dtype, spec.eos_token_ids, spec.rope.theta, spec.windows) == (
+        "bfloat16",
+        (3, 4),
+        1e6,
+        (None,) * 4,
+    )
     assert spec.kv_bytes_per_token("bfloat16") == 2 * 4 * 2 * 32 * 2
     layout = spec.kv_layout(block_size=16, dtype="bfloat16")
     assert layout.bytes_per_block() == 16 * spec.kv_bytes_per_token("bfloat16")
@@ -104,7 +109,9 @@ def test_windows(tmp_path: Path) -> None:
 
 
 def test_moe_layers(tmp_path: Path) -> None:
-    moe = dict(architectures=["Qwen3MoeForCausalLM"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8)
+    moe = dict(
+        architectures=["Qwen3MoeForCausalLM"], num_experts=4, num_experts_per_tok=2, moe_intermediate_size=8
+    )
     spec = read_model_spec(write(tmp_path, **moe, decoder_sparse_step=2))
     assert spec.moe is not None and spec.moe.layers == {1, 3}
     spec = read_model_spec(write(tmp_path, **moe, mlp_only_layers=[0, 1]))

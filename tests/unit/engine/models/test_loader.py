@@ -98,7 +98,9 @@ def test_tied_head_is_the_embedding(tmp_path: Path) -> None:
     del weights["lm_head.weight"]
     model = load(write(tmp_path, weights, tie_word_embeddings=True))
     assert model.head is model.embedding
-    assert load(write(tmp_path, tensors(), tie_word_embeddings=True)).head is not None  # a redundant copy is fine
+    assert (
+        load(write(tmp_path, tensors(), tie_word_embeddings=True)).head is not None
+    )  # a redundant copy is fine
 
 
 def test_layer_ranges_hold_their_part(tmp_path: Path) -> None:
@@ -125,7 +127,10 @@ def damaged(weights: dict[str, torch.Tensor], **changes: torch.Tensor | None) ->
             ["model.safetensors", "model.layers.0.mlp.up_proj.weight", "[24, 8]", "[24, 16]"],
         ),
         ({"model.norm.weight": torch.zeros(16, dtype=torch.int8)}, ["model.norm.weight", "I8"]),
-        ({"model.layers.2.input_layernorm.weight": torch.zeros(16)}, ["model.layers.2.input_layernorm.weight"]),
+        (
+            {"model.layers.2.input_layernorm.weight": torch.zeros(16)},
+            ["model.layers.2.input_layernorm.weight"],
+        ),
     ],
 )
 def test_wrong_tensors(tmp_path: Path, changes: dict[str, torch.Tensor | None], words: list[str]) -> None:
@@ -139,7 +144,7 @@ def test_truncated_shard(tmp_path: Path) -> None:
     write(tmp_path, tensors(), num_shards=2)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-100])
-    with pytest.raises(ModelError, match="(?s)model-00002-of-00002.*truncated.*download"):
+    with pytest.raises(ModelError, match=r"(?s)model-00002-of-00002.*truncated.*download"):
         load(tmp_path)
 
 
@@ -193,14 +198,16 @@ def test_index_that_lies(tmp_path: Path) -> None:
     raw = json.loads(index.read_text())
     raw["weight_map"]["model.ghost"] = "model-00001-of-00002.safetensors"
     index.write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match="model.ghost"):
+    with pytest.raises(ModelError, match=r"model.ghost"):
         load(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
     with pytest.raises(ModelError, match="plain file name"):
         load(tmp_path)
 
 
-@pytest.mark.parametrize(("file", "word"), [(None, "download"), ("pytorch_model.bin", "pickled"), ("m.gguf", "GGUF")])
+@pytest.mark.parametrize(
+    ("file", "word"), [(None, "download"), ("pytorch_model.bin", "pickled"), ("m.gguf", "GGUF")]
+)
 def test_no_weights(tmp_path: Path, file: str | None, word: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     if file:

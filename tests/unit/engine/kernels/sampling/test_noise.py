@@ -10,8 +10,7 @@ import torch
 from xllm.engine.kernels.sampling import scalar
 from xllm.engine.kernels.sampling.noise import gumbel, row_keys
 
-
-KNOWN_KEYS = (0x238275bc38fcbe91, 0x5ba9cf9f092daef7)
+KNOWN_KEYS = (0x238275BC38FCBE91, 0x5BA9CF9F092DAEF7)
 KNOWN_UNIFORM = 0.907376229763031
 
 
