@@ -7,5 +7,6 @@ registry.py     plug-in tables: name -> "module:attribute", imported when asked 
 metrics.py      the declared table of Prometheus metrics and one registry object over it
 log.py          logging set-up: one line per record, human or JSON
 model_files.py  where a model's files are: demo, directory, hub id
+resolve_here.py resolves a configuration on this machine, from the model's files
 machine.py      gathers MachineFacts (cores, memory, cgroup limits, CPU flags) without torch
 """

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from xllm.config.machine_facts import GpuFacts, MachineFacts
@@ -38,10 +39,23 @@ def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/"))
     )
 
 
-def query_gpu_facts(*, timeout_s: float = 10.0) -> GpuFacts | None:
-    """The first visible NVIDIA GPU as ``nvidia-smi`` reports it; None where there is none or it does not
-    answer."""
-    tool = shutil.which("nvidia-smi")
+def has_cpu_only_torch(torch_version: str | None = None) -> bool:
+    """True when the installed torch cannot use a GPU: its version says so, nothing is imported."""
+    if torch_version is None:
+        try:
+            torch_version = version("torch")
+        except PackageNotFoundError:
+            return False
+    return torch_version.endswith("+cpu")
+
+
+def query_gpu_facts(*, torch_version: str | None = None, timeout_s: float = 10.0) -> GpuFacts | None:
+    """The first visible NVIDIA GPU as ``nvidia-smi`` reports it.
+
+    None where there is none, where the tool does not answer, or where torch (of ``torch_version``, default: the one
+    installed) could not use it.
+    """
+    tool = None if has_cpu_only_torch(torch_version) else shutil.which("nvidia-smi")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if tool is None or (visible is not None and visible.strip() in ("", "-1")):
         return None

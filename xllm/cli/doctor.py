@@ -9,8 +9,9 @@ import socket
 from importlib.metadata import PackageNotFoundError, version
 
 from xllm import __version__
-from xllm.base.machine import gather_machine_facts, query_gpu_facts
-from xllm.cli.flags import add_config_flags, load_from_flags, resolve_here
+from xllm.base.machine import gather_machine_facts, has_cpu_only_torch, query_gpu_facts
+from xllm.base.resolve_here import resolve_here
+from xllm.cli.flags import add_config_flags, load_from_flags
 from xllm.config.api import ApiConfig
 from xllm.config.load import Loaded
 from xllm.config.machine_facts import MachineFacts
@@ -75,7 +76,7 @@ def _machine_lines(machine: MachineFacts) -> list[str]:
         + (f", container limit {format_bytes(limit)}" if limit is not None else ""),
         f"gpu      {gpu.name}, {format_bytes(gpu.free_bytes)} free of {format_bytes(gpu.total_bytes)}"
         if gpu
-        else "gpu      none",
+        else "gpu      none" + (" that this CPU build of torch could use" if has_cpu_only_torch() else ""),
     ]
 
 
@@ -99,7 +100,7 @@ def _optional_lines() -> list[str]:
 
 def _choice_lines(loaded: Loaded, problems: list[str]) -> list[str]:
     try:
-        resolved = resolve_here(loaded)
+        resolved = resolve_here(loaded.engine(), sources=loaded.sources)
     except XllmError as error:
         problems.append(error.public_message)
         return ["nothing: see the problem below"]

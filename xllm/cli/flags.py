@@ -7,12 +7,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from xllm.base.machine import gather_machine_facts, query_gpu_facts
-from xllm.base.model_files import find_model_dir
+from xllm.base.resolve_here import resolve_here
 from xllm.config.load import Loaded, Schema, load
-from xllm.config.model_spec import read_model_spec
-from xllm.config.resolve import resolve
-from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.schema import Option
 from xllm.config.show import format_json, format_text
 
@@ -112,22 +108,9 @@ def load_from_flags(args: argparse.Namespace, environ: Mapping[str, str] | None 
     )
 
 
-def resolve_here(loaded: Loaded) -> ResolvedEngineConfig:
-    """Resolve on this machine, from the model's own files; loads no torch.
-
-    Raises:
-        ModelError: the model cannot be found or read.
-        ConfigError: the configuration cannot work here.
-    """
-    config = loaded.engine()
-    directory = find_model_dir(config.model.model, revision=config.model.revision, with_weights=False)
-    machine = gather_machine_facts(query_gpu_facts())
-    return resolve(config, read_model_spec(directory), machine, sources=loaded.sources)
-
-
 def print_config(loaded: Loaded, style: str) -> None:
     """Print the effective configuration as a table or as JSON."""
-    resolved = resolve_here(loaded)
+    resolved = resolve_here(loaded.engine(), sources=loaded.sources)
     print(format_json(loaded, resolved) if style == "json" else format_text(loaded, resolved))
 
 

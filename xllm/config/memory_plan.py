@@ -56,7 +56,8 @@ class MemoryPlan:
 def activation_terms(
     spec: ModelSpec, *, dtype: str, max_num_batched_tokens: int, max_num_seqs: int, max_model_len: int
 ) -> tuple[int, int, int]:
-    """Upper estimates in bytes: one layer's tensors per step token, logits per sequence, one gathered context."""
+    """Upper estimates in bytes: one layer's tensors per step token, logits per sequence, one gathered
+    context."""
     intermediate = spec.intermediate_size
     if spec.moe is not None:
         intermediate = max(intermediate, spec.moe.top_k * spec.moe.intermediate_size)
@@ -85,8 +86,9 @@ def memory_budget(machine: MachineFacts, *, device: str, gpu_memory_utilization:
 def plan_kv_bytes(*, left_bytes: int, useful_bytes: int, least_bytes: int, device: str) -> tuple[int, str]:
     """KV memory when nobody says how much, and the reason.
 
-    All that could ever be used, if it fits in the share KV may take; else that share; but ``least_bytes`` (one
-    sequence of the length asked for, or one block), or as much of it as there is room for, where that is more.
+    All that could ever be used, if it fits in the share KV may take; else that share; but ``least_bytes``
+    (one sequence of the length asked for, or one block), or as much of it as there is room for, where that
+    is more.
     """
     share = left_bytes if device == "cuda" else int(left_bytes * CPU_KV_SHARE)
     if useful_bytes <= share:

@@ -20,9 +20,16 @@ class RunnerConfig:
     """Threads of one step on a CPU; auto: the cores this process may use."""
     enforce_eager: bool = opt(False, "--enforce-eager", "--disable-cuda-graph")
     """Never capture graphs. Graphs are not built yet, so every step is eager either way."""
-    batch_invariant: bool = opt(False, "--batch-invariant", "--enable-deterministic-inference")
-    """Make logits independent of batch, chunking and phase, at some cost in speed."""
+    batch_invariant: bool = False
+    """Make logits independent of batch, chunking and phase. Only false is built; float32 comes close
+    without it."""
 
     def __post_init__(self) -> None:
         threads = self.num_threads
-        require(((threads is None or threads >= 1, f"num_threads is {threads}: at least 1"),), "runner")
+        require(
+            (
+                (threads is None or threads >= 1, f"num_threads is {threads}: at least 1"),
+                (not self.batch_invariant, "batch_invariant is true: not built yet, use false"),
+            ),
+            "runner",
+        )

@@ -15,12 +15,9 @@ from typing import Any
 
 from xllm import __version__
 from xllm.base.clock import Clock, MonotonicClock
-from xllm.base.machine import gather_machine_facts, query_gpu_facts
-from xllm.base.model_files import find_model_dir
 from xllm.base.registry import Registry
+from xllm.base.resolve_here import resolve_here
 from xllm.base.trace import DecisionTrace
-from xllm.config.model_spec import read_model_spec
-from xllm.config.resolve import resolve
 from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.serve import EngineConfig
 from xllm.engine.brain import build_brain
@@ -66,9 +63,7 @@ def resolve_engine(config: EngineConfig) -> ResolvedEngineConfig:
     """
     is_timed = config.server.executor.startswith("timed:")
     with_weights = not is_timed and config.model.load_format != "dummy"
-    directory = find_model_dir(config.model.model, revision=config.model.revision, with_weights=with_weights)
-    gpu = None if is_timed else query_gpu_facts()
-    return resolve(config, read_model_spec(directory), gather_machine_facts(gpu))
+    return resolve_here(config, with_weights=with_weights)
 
 
 def build_engine(
@@ -91,7 +86,7 @@ def build_engine(
             log.info("%s = %s (%s)", decision.key, decision.value, decision.reason)
         for warning in resolved.warnings:
             log.warning("%s", warning)
-    executor, facts = _build_executor(resolved, clock, on_phase, on_weights)
+    executor, facts = _build_executor(resolved, on_phase, on_weights)
     with _Phase("brain", on_phase):
         revision = config.model.revision or ""
         core = _build_core(config, resolved, facts, clock, revision)
@@ -134,7 +129,7 @@ class _Phase:
 
 
 def _build_executor(
-    resolved: ResolvedEngineConfig, clock: Clock, on_phase: OnPhase, on_weights: OnWeights
+    resolved: ResolvedEngineConfig, on_phase: OnPhase, on_weights: OnWeights
 ) -> tuple[Executor, ExecutorFacts]:
     kind, _, profile = resolved.executor.partition(":")
     # OpenMP reads its environment when torch loads it, so the numbers must be there before.

@@ -80,14 +80,15 @@ def fake_nvidia_smi(directory: Path, script: str, monkeypatch: pytest.MonkeyPatc
 
 def test_gpu_facts_from_the_drivers_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvidia_smi(tmp_path, 'echo "NVIDIA H200, 143771, 143000, 9.0"', monkeypatch)
-    gpu = query_gpu_facts()
+    assert query_gpu_facts(torch_version="2.13.0+cpu") is None
+    gpu = query_gpu_facts(torch_version="2.13.0")
     assert gpu is not None
     assert (gpu.name, gpu.total_bytes, gpu.capability) == ("NVIDIA H200", 143771 * 1024**2, (9, 0))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert query_gpu_facts() is None
+    assert query_gpu_facts(torch_version="2.13.0") is None
 
 
 @pytest.mark.parametrize("script", ["exit 9", "echo 'No devices were found'", "echo 'GPU, [N/A], 3, 9.0'"])
 def test_a_tool_that_fails_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     fake_nvidia_smi(tmp_path, script, monkeypatch)
-    assert query_gpu_facts() is None
+    assert query_gpu_facts(torch_version="2.13.0") is None

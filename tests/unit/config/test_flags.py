@@ -12,7 +12,6 @@ from xllm.config.serve import SECTIONS, SERVE_SECTIONS
 FLAGS = [
     "--admin-api-key",
     "--api-key",
-    "--batch-invariant",
     "--block-size",
     "--chat-template",
     "--device",
