@@ -45,7 +45,7 @@ from xllm.types.instance import InstanceInfo
 log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 600.0
-STOP_S = 1.0
+STOP_S = 0.5
 """How long a child that was told to stop may take before it gets SIGTERM, and again before SIGKILL."""
 
 ParentChannel = LineChannel[ToParent, ToEngineProcess]
@@ -176,7 +176,7 @@ def _spawn(
     full_env["PYTHONUNBUFFERED"] = "1"
     try:
         popen = subprocess.Popen(
-            [sys.executable, "-P", "-m", "xllm.engine.server.main", "--control-fd", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "xllm.engine.server", "--control-fd", str(theirs.fileno())],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -8,4 +8,5 @@ profiler.py       hole for a profiler: Profiler, NullProfiler
 engine_server.py  EngineServer: implements EngineApi from the parts above; drain, death, end
 control.py        the channel to the parent process: what is said in each direction
 main.py           entry of the process: reads the configuration, builds, serves
+__main__.py       runs main.py as ``python -m xllm.engine.server``
 """

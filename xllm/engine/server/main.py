@@ -1,6 +1,6 @@
 """Entry of an engine process: configuration in, ready line out, serve until told to end.
 
-``python -m xllm.engine.server.main --control-fd N`` is what :mod:`xllm.launch` runs; ``xllm engine`` calls
+``python -m xllm.engine.server --control-fd N`` is what :mod:`xllm.launch` runs; ``xllm engine`` calls
 :func:`run_engine` without a parent.
 """
 
@@ -198,7 +198,7 @@ class _Sparse:
 
 def main() -> None:
     """Run as a child process and leave without waiting for threads that may hang in a forward."""
-    parser = argparse.ArgumentParser(prog="xllm.engine.server.main", description="Started by xllm.launch.")
+    parser = argparse.ArgumentParser(prog="xllm.engine.server", description="Started by xllm.launch.")
     parser.add_argument("--control-fd", type=int, required=True)
     status = run_child(socket.socket(fileno=parser.parse_args().control_fd))
     logging.shutdown()
@@ -206,6 +206,3 @@ def main() -> None:
     sys.stderr.flush()
     os._exit(status)
 
-
-if __name__ == "__main__":
-    main()
