@@ -130,6 +130,7 @@ def test_requests_are_sent_when_due_and_limited() -> None:
             assert all(r.started_s - first_s >= due - 0.01 for r, due in zip(records, due_s, strict=True))
             assert duration_s >= 0.3 and fake.max_running == 2
             assert all(len(r.itl_s) == 4 and r.ttft_s > 0 and r.tpot_s for r in records)
+            assert {r.text for r in records} == {"Paris is the capital."}
 
     asyncio.run(main())
 

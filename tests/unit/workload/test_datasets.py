@@ -6,9 +6,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, trainers
 
 from tests.fakes.small_tokenizers import small_tokenizer
 from xllm.errors import ConfigError
+from xllm.text.tokenizer import Tokenizer
 from xllm.workload.datasets import (
     PrefixRepetitionDataset,
     RandomDataset,
@@ -30,6 +33,18 @@ def test_text_encodes_to_exactly_the_ids_and_the_wanted_length(name: str) -> Non
         assert not codec.special_ids & set(sample.prompt_ids)
     assert all(5 <= sample.num_prompt_tokens <= 90 for sample in samples)
     assert len({sample.prompt_ids for sample in samples}) == 40
+
+
+def test_lengths_are_corrected_where_random_tokens_merge() -> None:
+    """Without spaces "a" + "b" becomes "ab": the first text is shorter in tokens than was asked."""
+    library = tokenizers.Tokenizer(models.BPE())
+    library.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=12, initial_alphabet=["a", "b", "c"], show_progress=False)
+    library.train_from_iterator(["abcabcaabbccacb" * 20], trainer)
+    codec = Tokenizer(library)
+    for sample in RandomDataset(Fixed(40), Fixed(1)).build(20, seed=0, codec=codec):
+        assert sample.text is not None and codec.encode(sample.text) == list(sample.prompt_ids)
+        assert sample.num_prompt_tokens == 40
 
 
 def test_fixed_lengths_are_exact_and_the_seed_decides() -> None:
