@@ -10,7 +10,7 @@ from tests.equivalence.families import Greedy, Reference
 from tests.fakes.sync_engine import Completion, SyncEngine
 from xllm.base.clock import MonotonicClock
 from xllm.config.cache import CacheConfig
-from xllm.config.machine_facts import MachineFacts
+from xllm.config.machine_facts import GpuFacts, MachineFacts
 from xllm.config.model import ModelConfig
 from xllm.config.model_spec import read_model_spec
 from xllm.config.resolve import resolve
@@ -28,7 +28,13 @@ MARGIN = 1e-4
 """Law 7: a first difference is excused only where the reference's two best logits are closer than this."""
 MAX_EXCUSED_SHARE = 0.01
 
-MACHINE = MachineFacts(num_cores=1, memory_total_bytes=8 * 2**30, memory_available_bytes=8 * 2**30)
+MACHINE = MachineFacts(
+    num_cores=1,
+    memory_total_bytes=8 * 2**30,
+    memory_available_bytes=8 * 2**30,
+    gpu=GpuFacts(name="a GPU", total_bytes=8 * 2**30, free_bytes=8 * 2**30, capability=(8, 0)),
+)
+"""Assumed facts: what is tested must not depend on the machine."""
 
 
 def resolve_config(

@@ -67,7 +67,9 @@ class BrittleBook:
 
 def test_a_failed_step_ends_its_own_requests_and_no_others(small_model: GetModel) -> None:
     model = small_model("qwen3")
-    engine = build_engine(model.path, block_size=4, max_model_len=128, max_num_batched_tokens=24, max_num_seqs=3)
+    engine = build_engine(
+        model.path, block_size=4, max_model_len=128, max_num_batched_tokens=24, max_num_seqs=3
+    )
     runner = engine.executor._runner  # type: ignore[attr-defined]
     runner._book = BrittleBook(runner._book, {4, 5, 21})
     prompts = make_prompts(9)

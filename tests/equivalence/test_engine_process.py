@@ -1,0 +1,69 @@
+"""Token-exact through the whole engine process: socket, server, brain, executor thread, model."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.equivalence.conftest import SmallModel
+from tests.equivalence.engines import Comparison, request
+from tests.equivalence.families import VOCAB
+from tests.fakes.served_engine import Inbox, until
+from tests.fakes.sync_engine import Completion
+from xllm.config.load import load_arguments
+from xllm.launch.engine_process import EngineProcess
+from xllm.rpc.client import EngineClient
+
+
+def test_an_engine_process_streams_what_transformers_says(small_model: Callable[[str], SmallModel]) -> None:
+    model = small_model("qwen3")
+    said = {
+        "model": str(model.path),
+        "executor": "local",
+        "dtype": "float32",
+        "device": "cpu",
+        "num_threads": 1,
+        "max_model_len": 512,
+        "num_gpu_blocks_override": 200,
+        "max_num_batched_tokens": 96,
+    }
+    loaded: list[tuple[int, int]] = []
+    process = EngineProcess.start(
+        load_arguments(said).engine(),
+        sink=lambda line: None,
+        on_weights=lambda done, total: loaded.append((done, total)),
+    )
+    try:
+        assert "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
+        assert loaded[-1][0] == loaded[-1][1] > 0
+        assert list(process.phases) == ["config", "imports", "executor", "brain", "total"]
+        asyncio.run(_compare(process, model))
+    finally:
+        process.close()
+    assert process.returncode == 0
+
+
+async def _compare(process: EngineProcess, model: SmallModel) -> None:
+    rng = random.Random(5)
+    prompts = {f"r{i}": [rng.randrange(VOCAB) for _ in range(rng.choice([1, 7, 40, 150]))] for i in range(12)}
+    inbox = Inbox()
+    client = await EngineClient.connect(
+        process.address, peer="edge", token=process.token, on_outputs=inbox.frames.append
+    )
+    await asyncio.gather(*(client.submit(request(name, prompt, 16)) for name, prompt in prompts.items()))
+    await until(lambda: len(inbox.terminal()) == len(prompts))
+    comparison = Comparison()
+    for name, prompt in prompts.items():
+        completion = Completion()
+        for output in inbox.outputs:
+            if output.request_id == name:
+                completion.add(output, 0)
+        comparison.compare(name, completion, model.reference.greedy(prompt, 16))
+    comparison.finish("engine process")
+    assert max(len(frame.outputs) for frame in inbox.frames) > 1  # they did share steps
+    load = (await client.load()).load
+    assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
+    assert load.blocks_free + load.blocks_cached == load.blocks_total
+    await client.close()
