@@ -17,5 +17,6 @@ memory_plan.py    weights + KV + activations against the memory there is, before
 resolved.py       ResolvedEngineConfig: a configuration without "auto", and the decisions behind it
 check.py          cross checks, one named function each, reported together
 resolve.py        EngineConfig + ModelSpec + MachineFacts -> ResolvedEngineConfig
+reference.py      docs/reference/configuration.md from the docstrings of the options
 show.py           --print-config: each effective value, its source and reason
 """
