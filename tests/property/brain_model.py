@@ -1,16 +1,12 @@
-"""Random add / abort / step / fail / interrupt on tiny pools: the brain keeps its invariants and loses nothing.
+"""The brain over tiny pools with a body that checks what it reads, and a ledger of what the outside was told.
 
-The executor behind it stores what every KV slot holds and refuses to read anything but a row's own history, so wrong
-sharing shows as a failure and not as a wrong token. Each finished request's tokens must equal those of a lone run.
+Used by the random walk and by the hypothesis state machine; every operation is a method.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
-
-import pytest
 
 from tests.fakes.hash_executor import HashExecutor, next_token
 from xllm.base.clock import ManualClock
@@ -18,13 +14,13 @@ from xllm.engine.brain import build_brain
 from xllm.engine.core.engine_core import EngineCore
 from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.errors import CapacityError
+from xllm.types.batch import Batch
 from xllm.types.kv_layout import KVComponent, KVGroup, KVLayout
 from xllm.types.output import RequestOutput
 from xllm.types.request import Request
 from xllm.types.sampling import SamplingParams
 
 VOCAB, BLOCK, MAX_LEN = 50, 4, 40
-OPERATIONS = int(os.environ.get("XLLM_PROPERTY_OPERATIONS", "100000"))
 
 
 def make_layout(*, with_state: bool) -> KVLayout:
@@ -35,7 +31,7 @@ def make_layout(*, with_state: bool) -> KVLayout:
     return KVLayout(block_size=BLOCK, groups=tuple(groups))
 
 
-class Model:
+class BrainModel:
     """The brain under test with its body, and what has been promised to the outside."""
 
     def __init__(
@@ -64,7 +60,7 @@ class Model:
         )
         group = 1 if with_state else 0
         self.body = HashExecutor(block_size=BLOCK, num_blocks=num_blocks, vocab_size=VOCAB, kv_group=group)
-        self.inflight: list[tuple[object, str]] = []
+        self.inflight: list[tuple[Batch, str]] = []
         self.requests: dict[str, Request] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
         self.ended: Counter[tuple[str, int]] = Counter()
@@ -113,7 +109,7 @@ class Model:
                 self.ended[key] += 1
                 self.reasons[out.finish_reason] += 1
 
-    def submit(self) -> None:
+    def submit(self, outcome: str | None = None) -> None:
         batch = self.core.next_batch()
         if batch is not None:
             self.seen["chunked"] += sum(1 for r in batch.rows if r.num_logits == 0)
@@ -127,7 +123,7 @@ class Model:
             batch, outcome = self.inflight.pop(0)
             for mask in self.core.take_masks():
                 self.body.masks[mask.step] = mask
-            self.take(self.core.on_result(self.body.run(batch, outcome)))  # type: ignore[arg-type]
+            self.take(self.core.on_result(self.body.run(batch, outcome)))
             self.seen[outcome] += 1
 
     def abort(self) -> None:
@@ -169,56 +165,13 @@ class Model:
                 assert token == next_token(history, request.seed, choice, VOCAB)
                 history.append(token)
 
-
-def run_machine(
-    seed: int, operations: int, *, depth: int, with_state: bool, caching: bool, policy: str
-) -> Model:
-    model = Model(random.Random(seed), depth=depth, with_state=with_state, caching=caching, policy=policy)
-    actions = [model.add, model.submit, model.answer, model.abort, model.tick]
-    for _ in range(operations):
-        model.rng.choices(actions, [2, 8, 8, 0.3, 0.5])[0]()
-        model.core.check()
-    model.drain()
-    model.verify_tokens()
-    load = model.core.load()
-    assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
-    assert load.blocks_free + load.blocks_cached == load.blocks_total
-    model.seen["hits"] += model.core.scheduler.num_hit_tokens
-    model.seen["preemptions"] += model.core.scheduler.num_preemptions
-    model.seen["copies"] += model.body.num_copies
-    return model
-
-
-@pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("with_state", [False, True])
-@pytest.mark.parametrize("caching", [False, True])
-@pytest.mark.timeout(600)
-def test_random_operations(depth: int, with_state: bool, caching: bool) -> None:
-    """10^5 operations over all cells, in many short lives with different pools."""
-    per_life, total = 250, Counter[str]()
-    lives = max(1, OPERATIONS // 8 // per_life)
-    for life in range(lives):
-        policy = ["fcfs", "priority"][life % 2]
-        seed = life * 100 + depth * 4 + with_state * 2 + caching
-        model = run_machine(
-            seed, per_life, depth=depth, with_state=with_state, caching=caching, policy=policy
-        )
-        total.update(model.seen)
-        total.update(model.reasons)
-    acted = {
-        "ok",
-        "failed",
-        "interrupted",
-        "chunked",
-        "preemptions",
-        "stop",
-        "length",
-        "abort",
-        "deadline",
-        "error",
-    }
-    if caching and not with_state:
-        acted |= {"hits", "copies"}
-    if depth == 2:
-        acted.add("overlapped")
-    assert not [name for name in acted if total[name] == 0], f"never happened: {total}"
+    def finish(self) -> None:
+        """Run to the end; nothing may be lost, doubled, wrong or left behind."""
+        self.drain()
+        self.verify_tokens()
+        load = self.core.load()
+        assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
+        assert load.blocks_free + load.blocks_cached == load.blocks_total
+        self.seen["hits"] += self.core.scheduler.num_hit_tokens
+        self.seen["preemptions"] += self.core.scheduler.num_preemptions
+        self.seen["copies"] += self.body.num_copies
