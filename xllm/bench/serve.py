@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from xllm.base.model_files import find_model_dir
+from xllm.base.model_files import DEMO_NAME, demo_model_dir, find_model_dir
 from xllm.bench.load import RequestRecord, RequestSpec, run_load, send
 from xllm.bench.metrics import METRIC_NAMES, compute_metrics, parse_goodput
 from xllm.bench.openai_client import OpenAIClient
@@ -113,12 +113,13 @@ def load_tokenizer(model: str, revision: str | None = None) -> Tokenizer:
 
 
 def _find_tokenizer(options: ServeBenchOptions, entry: Mapping[str, Any]) -> Tokenizer | None:
-    """--tokenizer, else a local directory that --model or the server's `root` names."""
+    """--tokenizer, else the local directory (or the demo model) that --model or the server's `root` names."""
     if options.tokenizer:
         return load_tokenizer(options.tokenizer)
     for place in (options.model, entry.get("root")):
-        if isinstance(place, str) and (Path(place) / "tokenizer.json").is_file():
-            return Tokenizer.from_dir(place)
+        folder = demo_model_dir() if place == DEMO_NAME else Path(str(place))
+        if place and (folder / "tokenizer.json").is_file():
+            return Tokenizer.from_dir(folder)
     return None
 
 

@@ -27,7 +27,7 @@ from xllm.bench.serve import (
     run_serve_bench,
 )
 from xllm.bench.startup import format_startup, free_port, measure_startup
-from xllm.cli.flags import add_config_flags, load_from_flags
+from xllm.cli.flags import add_config_flags, load_from_flags, print_config
 from xllm.config.load import Loaded, Schema
 from xllm.config.serve import ENGINE_SECTIONS
 from xllm.errors import ConfigError
@@ -116,18 +116,18 @@ def _add_dataset(parser: argparse.ArgumentParser, *, num_prompts: int, with_seed
         "--dataset-name", choices=("random", "sharegpt", "prefix_repetition"), default="random"
     )
     group.add_argument("--dataset-path", metavar="FILE", help="the ShareGPT JSON file")
-    group.add_argument("--num-prompts", type=int, default=num_prompts)
+    group.add_argument("--num-prompts", type=int, default=num_prompts, help=f"[{num_prompts}]")
     if with_seed:
         group.add_argument("--seed", type=int, default=0, help="of prompts, lengths and arrivals [0]")
-    group.add_argument("--random-input-len", type=int, default=1024)
-    group.add_argument("--random-output-len", type=int, default=128)
+    group.add_argument("--random-input-len", "--input-len", type=int, default=1024, help="tokens [1024]")
+    group.add_argument("--random-output-len", "--output-len", type=int, default=128, help="tokens [128]")
     group.add_argument("--random-range-ratio", type=float, default=0.0, help="lengths vary by this share [0]")
     group.add_argument("--random-prefix-len", type=int, default=0, help="tokens shared by all prompts [0]")
     group.add_argument("--sharegpt-output-len", type=int, help="in place of the recorded answers' lengths")
-    group.add_argument("--prefix-repetition-prefix-len", type=int, default=256)
-    group.add_argument("--prefix-repetition-suffix-len", type=int, default=256)
-    group.add_argument("--prefix-repetition-num-prefixes", type=int, default=10)
-    group.add_argument("--prefix-repetition-output-len", type=int, default=128)
+    group.add_argument("--prefix-repetition-prefix-len", type=int, default=256, help="tokens [256]")
+    group.add_argument("--prefix-repetition-suffix-len", type=int, default=256, help="tokens [256]")
+    group.add_argument("--prefix-repetition-num-prefixes", type=int, default=10, help="[10]")
+    group.add_argument("--prefix-repetition-output-len", type=int, default=128, help="tokens [128]")
 
 
 def _add_load(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +273,9 @@ def _engine(loaded: Loaded) -> Iterator[Generate]:
 
 def _throughput(args: argparse.Namespace) -> int:
     loaded = load_from_flags(args)
+    if args.print_config:
+        print_config(loaded, args.print_config)
+        return 0
     model = loaded.sections["model"]
     options = _dataset_options(args, model.seed)
     samples = build_samples(options, load_tokenizer(model.tokenizer or model.model, model.revision))
@@ -285,6 +288,9 @@ def _throughput(args: argparse.Namespace) -> int:
 
 def _latency(args: argparse.Namespace) -> int:
     loaded = load_from_flags(args)
+    if args.print_config:
+        print_config(loaded, args.print_config)
+        return 0
     model = loaded.sections["model"]
     if min(args.batch_size, args.num_iters) < 1 or args.num_iters_warmup < 0:
         raise ConfigError("--batch-size and --num-iters must be at least 1, --num-iters-warmup at least 0")
