@@ -123,12 +123,9 @@ METRICS: tuple[MetricRow, ...] = (
     _counter("client_disconnects", "Requests aborted because their client went away."),
     _gauge("num_requests_running", "Sequences in the running set.", is_vllm=True),
     _gauge("num_requests_waiting", "Requests waiting to be admitted.", is_vllm=True),
-    _gauge("num_requests_paused", "Sequences that are resident but not in the current step."),
     _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", is_vllm=True),
     _gauge("num_kv_blocks", "KV blocks, by state.", "state"),
     _gauge("engine_healthy", "1 while the engine answers and makes progress.", is_vllm=True),
-    _gauge("waits", "Waits in progress in this process."),
-    _gauge("waits_overdue", "Waits past their deadline."),
     _histogram("time_to_first_token_seconds", "Arrival to first token.", _SECONDS),
     _histogram("inter_token_latency_seconds", "Between two tokens of a stream.", _TOKEN_SECONDS),
     _histogram(
@@ -143,7 +140,6 @@ METRICS: tuple[MetricRow, ...] = (
     _histogram("request_generation_tokens", "Output length.", _TOKENS),
     _histogram("request_params_n", "Choices asked for.", (1, 2, 5, 10, 20)),
     _histogram("request_params_max_tokens", "Output limit asked for.", _TOKENS),
-    _histogram("step_duration_seconds", "Length of an engine step.", _TOKEN_SECONDS, is_vllm=False),
 )
 
 

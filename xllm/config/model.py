@@ -27,7 +27,7 @@ class ModelConfig:
     max_model_len: int | None = opt(None, "--max-model-len", "--context-length")
     """Longest prompt + output, in tokens; auto: the model's own limit, or what the KV memory can hold."""
     seed: int = opt(0, "--seed", "--random-seed")
-    """Seed of dummy weights and of requests that bring none when they must be reproducible."""
+    """Seed of dummy weights. A request that brings no seed gets a random one."""
     revision: str | None = opt(None, "--revision")
     """Branch, tag or commit of a hub model; default: its main branch."""
     load_format: LoadFormat = opt("auto", "--load-format")

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import xllm
 from xllm.base.metrics import METRICS, Metrics
 
 
@@ -68,3 +72,13 @@ def test_undeclared_names_and_wrong_labels_are_bugs(metrics: Metrics) -> None:
         metrics.inc("no_such_metric")
     with pytest.raises(ValueError):
         metrics.inc("request_success")
+
+
+def test_every_declared_metric_is_fed() -> None:
+    package = Path(xllm.__file__).parent
+    texts: set[object] = set()
+    for path in package.rglob("*.py"):
+        if path != package / "base" / "metrics.py":
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            texts |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}
+    assert {row.name for row in METRICS} - texts == set()
