@@ -64,8 +64,8 @@ def resolve_config(
     return resolve(config, read_model_spec(model_dir), MACHINE)
 
 
-def build_engine(model_dir: Path, **options: Any) -> SyncEngine:
-    """A running engine over ``model_dir``; see :func:`resolve_config` for the options."""
+def build_engine(model_dir: Path, *, depth: int = 1, **options: Any) -> SyncEngine:
+    """A running engine over ``model_dir``; ``depth`` steps in flight, other options as for :func:`resolve_config`."""
     resolved = resolve_config(model_dir, **options)
     executor, facts = build_local_executor(resolved)
     core = build_brain(
@@ -81,6 +81,7 @@ def build_engine(model_dir: Path, **options: Any) -> SyncEngine:
         vocab_size=facts.vocab_size,
         clock=MonotonicClock(),
         enable_prefix_caching=resolved.enable_prefix_caching,
+        depth=depth,
     )
     return SyncEngine(core, executor)
 

@@ -22,11 +22,15 @@ def make_prompts(count: int) -> dict[str, tuple[int, ...]]:
     return {f"r{i}": tuple(rng.randrange(VOCAB) for _ in range(rng.randrange(3, 50))) for i in range(count)}
 
 
+@pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("enable_prefix_caching", [False, True])
-def test_interrupted_offline_steps_are_run_again(enable_prefix_caching: bool, small_model: GetModel) -> None:
+def test_interrupted_offline_steps_are_run_again(
+    enable_prefix_caching: bool, depth: int, small_model: GetModel
+) -> None:
     model = small_model("qwen3")
     engine = build_engine(
         model.path,
+        depth=depth,
         block_size=4,
         max_model_len=128,
         max_num_batched_tokens=24,
@@ -65,10 +69,11 @@ class BrittleBook:
         return hidden
 
 
-def test_a_failed_step_ends_its_own_requests_and_no_others(small_model: GetModel) -> None:
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_failed_step_ends_its_own_requests_and_no_others(depth: int, small_model: GetModel) -> None:
     model = small_model("qwen3")
     engine = build_engine(
-        model.path, block_size=4, max_model_len=128, max_num_batched_tokens=24, max_num_seqs=3
+        model.path, depth=depth, block_size=4, max_model_len=128, max_num_batched_tokens=24, max_num_seqs=3
     )
     runner = engine.executor._runner  # type: ignore[attr-defined]
     runner._book = BrittleBook(runner._book, {4, 5, 21})

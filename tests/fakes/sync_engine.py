@@ -57,6 +57,7 @@ class SyncEngine:
         self._resumed: dict[tuple[str, int], int] = {}
         self._answers: queue.SimpleQueue[BatchResult | IoResult] = queue.SimpleQueue()
         self._num_in_flight = 0
+        self.max_in_flight = 0
         executor.start(self._answers.put, self._answers.put)
 
     def add(self, request: Request) -> None:
@@ -69,15 +70,15 @@ class SyncEngine:
         self.core.check()
 
     def step(self) -> bool:
-        """Submit one step if there is one, then take one answer if one is owed; False when there was neither."""
+        """Submit the steps there are, then take one answer if one is owed; False when there was neither."""
         if self.before_step is not None:
             self.before_step(len(self.batches))
-        batch = self.core.next_batch()
-        self.core.check()
-        if batch is not None:
+        while (batch := self.core.next_batch()) is not None:
+            self.core.check()
             self.batches.append(batch)
             self.executor.submit(batch)
             self._num_in_flight += 1
+            self.max_in_flight = max(self.max_in_flight, self._num_in_flight)
         self._supply_masks()
         if self._num_in_flight == 0:
             self._collect(self.core.tick())
