@@ -49,7 +49,7 @@ def build_local_executor(
     begin_s = time.perf_counter()
     model = _load(resolved, build, progress)
     load_s = time.perf_counter() - begin_s
-    layout, num_blocks = resolved.kv_layout, resolved.num_blocks
+    layout, num_blocks = resolved.kv_layout, _num_blocks_that_fit(resolved, platform)
     kv = KVPool(layout, num_blocks, platform.device)
     runner = _build_runner(resolved, model, kv, platform)
     facts = ExecutorFacts(
@@ -64,6 +64,18 @@ def build_local_executor(
     )
     _LOG.info("loaded %s on %s in %.2f s: %s", resolved.spec.architecture, facts.device_name, load_s, facts)
     return ThreadExecutor(runner, faults=TorchFaults(), watchdog=watchdog), facts
+
+
+def _num_blocks_that_fit(resolved: ResolvedEngineConfig, platform: Platform) -> int:
+    """The planned blocks, or fewer where a GPU has less left after loading than the plan assumed."""
+    if platform.kind != "cuda":
+        return resolved.num_blocks
+    platform.synchronize()
+    left_bytes = platform.free_memory_bytes - resolved.memory.activations_bytes
+    num_fitting = max(left_bytes, 0) // resolved.kv_layout.bytes_per_block()
+    if num_fitting < resolved.num_blocks:
+        _LOG.warning("%d KV blocks were planned, %d fit after loading", resolved.num_blocks, num_fitting)
+    return int(min(resolved.num_blocks, num_fitting))
 
 
 def _load(
