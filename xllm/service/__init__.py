@@ -1,0 +1,11 @@
+"""The service: takes requests from the edge, chooses instances, follows attempts, survives their deaths.
+
+    cluster/      what is known of the instances: immutable views, one state machine per instance, health
+    policy/       pure functions (Request, ClusterView) -> Route
+    router.py     applies the policy; says why nothing can serve
+    dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
+    service.py    Service: the edge's Backend; the only file here with sockets and tasks
+    build.py      wires all of it from the configuration
+
+Everything but service.py and build.py is synchronous and takes its time from a Clock.
+"""

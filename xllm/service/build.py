@@ -1,0 +1,96 @@
+"""Wires a service from the configuration."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import cast
+
+from xllm.api.backend import ServedModel
+from xllm.api.text_pipeline import TextPipeline
+from xllm.base.clock import Clock, MonotonicClock
+from xllm.base.model_files import find_model_dir
+from xllm.base.trace import DecisionTrace
+from xllm.base.waits import WaitTable
+from xllm.config.serve import ServeConfig
+from xllm.registry.registry import InstanceRegistry
+from xllm.service.cluster.cluster import Cluster
+from xllm.service.dispatch.dispatch import Dispatch
+from xllm.service.policy import POLICIES
+from xllm.service.router import Policy, Router
+from xllm.service.service import Service
+
+CONNECT_TIMEOUT_S = 30.0
+
+
+def build_text(config: ServeConfig) -> TextPipeline:
+    """Tokenizer, template and defaults of the configured model; downloads no weights."""
+    model = config.engine.model
+    directory = find_model_dir(model.model, revision=model.revision, with_weights=False)
+    tokenizer = None if model.tokenizer is None else find_model_dir(model.tokenizer, with_weights=False)
+    return TextPipeline.from_dir(
+        directory,
+        tokenizer_dir=tokenizer,
+        chat_template=model.chat_template,
+        generation_config=model.generation_config,
+    )
+
+
+def served_names(config: ServeConfig) -> tuple[str, ...]:
+    """Names clients may use: --served-model-name, else the model as given (a directory by its last part, too)."""
+    model = config.engine.model
+    if model.served_model_name:
+        return model.served_model_name
+    path = Path(model.model)
+    return (
+        (model.model, path.resolve().name) if path.is_dir() and path.name != model.model else (model.model,)
+    )
+
+
+async def build_service(
+    config: ServeConfig,
+    registry: InstanceRegistry,
+    *,
+    text: TextPipeline | None = None,
+    clock: Clock | None = None,
+    waits: WaitTable | None = None,
+    policy: str = "round_robin",
+) -> Service:
+    """A started service over the engines of ``registry``. Call inside the event loop; ``close`` it at the end.
+
+    Raises:
+        InstanceLost: no engine could be reached.
+        ModelError: tokenizer or template cannot be read.
+    """
+    clock = clock or MonotonicClock()
+    trace = DecisionTrace(clock, capacity=config.engine.server.num_trace_records)
+    names = served_names(config)
+
+    def build_model(cluster: Cluster) -> ServedModel:
+        infos = [instance.info for instance in cluster]
+        return ServedModel(
+            names=names,
+            max_model_len=min(info.max_model_len for info in infos),
+            vocab_size=infos[0].vocab_size,
+            block_size=infos[0].block_size,
+            revision=infos[0].revision,
+            created=int(time.time()),
+        )
+
+    service = Service(
+        text=text or build_text(config),
+        cluster=Cluster(clock, stall_timeout_s=config.api.stall_timeout_s),
+        router=Router(cast(Policy, POLICIES.load(policy))),
+        dispatch=Dispatch(clock, trace),
+        registry=registry,
+        clock=clock,
+        waits=waits or WaitTable(clock),
+        trace=trace,
+        build_model=build_model,
+    )
+    try:
+        await service.start(CONNECT_TIMEOUT_S)
+    except BaseException:
+        await service.close()
+        raise
+    return service

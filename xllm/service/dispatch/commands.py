@@ -1,0 +1,41 @@
+"""What dispatch orders. Whoever drives it (the service, later the simulator) carries the orders out in sequence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from xllm.types.ids import InstanceId, RequestId
+from xllm.types.output import RequestOutput
+from xllm.types.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Submit a request to an instance; answer with ``on_accepted`` or ``on_refused``."""
+
+    instance: InstanceId
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class SendAbort:
+    """Tell an instance to end a request or one of its choices; no answer is awaited."""
+
+    instance: InstanceId
+    request_id: RequestId
+    attempt: int
+    choice: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand outputs to the reader of a request."""
+
+    request_id: RequestId
+    outputs: tuple[RequestOutput, ...]
+    is_last: bool
+    """Every choice has had its terminal output: nothing follows."""
+
+
+Command = Send | SendAbort | Deliver

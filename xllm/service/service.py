@@ -1,0 +1,381 @@
+"""Service: the edge's Backend over engines. The only file of the room with sockets and tasks.
+
+It carries out what dispatch orders and feeds back what happens. All of it runs on one event loop.
+
+INVARIANTS
+- A request has a sink exactly while dispatch has it.
+- A connection that is lost is opened again, with growing pauses, as long as its instance is published.
+- Every task is held in ``_tasks`` and gone after ``close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from msgspec import structs
+
+from xllm.api.backend import BackendHealth, InstanceLoad, OutputSink, Row, ServedModel
+from xllm.api.text_pipeline import TextPipeline
+from xllm.base.clock import Clock
+from xllm.base.trace import DecisionTrace
+from xllm.base.waits import Wait, WaitTable
+from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, XllmError
+from xllm.registry.registry import InstanceRecord, InstanceRegistry, RegistryEvent
+from xllm.rpc.client import EngineClient
+from xllm.service.cluster.cluster import Cluster
+from xllm.service.dispatch.commands import Command, Deliver, Send, SendAbort
+from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, DEFAULT_DEADLINE_S, Dispatch
+from xllm.service.router import Router
+from xllm.types.ids import InstanceId, RequestId
+from xllm.types.output import OutputFrame
+from xllm.types.request import Request
+from xllm.types.wire import LoadReply
+
+log = logging.getLogger(__name__)
+
+SUBMIT_TIMEOUT_S = 30.0
+DEBUG_TIMEOUT_S = 2.0
+TICK_S = 0.5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+_LAST_WORDS_S = 1.0
+"""After a drain's deadline, how long readers may take to send the error to their clients."""
+
+
+class Service:
+    """See the module. ``start`` before anything else; ``close`` at the end."""
+
+    def __init__(
+        self,
+        *,
+        text: TextPipeline,
+        cluster: Cluster,
+        router: Router,
+        dispatch: Dispatch,
+        registry: InstanceRegistry,
+        clock: Clock,
+        waits: WaitTable,
+        trace: DecisionTrace,
+        build_model: Callable[[Cluster], ServedModel],
+    ) -> None:
+        self._text = text
+        self._cluster = cluster
+        self._router = router
+        self._dispatch = dispatch
+        self._registry = registry
+        self._clock = clock
+        self._waits = waits
+        self._trace = trace
+        self._build_model = build_model
+        self._model: ServedModel | None = None
+        self._peer = f"service-{secrets.token_hex(6)}"
+        self._clients: dict[InstanceId, EngineClient] = {}
+        self._sinks: dict[RequestId, tuple[OutputSink, Wait]] = {}
+        self._keepers: dict[InstanceId, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._is_draining = False
+        self._changed = asyncio.Event()
+        """Set when a connection came up or the last request ended; waiters clear it."""
+        self._unwatch: Callable[[], None] | None = None
+        self._ticker: asyncio.TimerHandle | None = None
+
+    # -- life --
+
+    async def start(self, timeout_s: float) -> None:
+        """Watch the registry and wait until one engine is connected.
+
+        Raises:
+            InstanceLost: none could be reached in time.
+        """
+        self._unwatch = self._registry.watch(self._on_registry)
+        self._tick()
+        try:
+            await self._waits.bounded(
+                self._until(lambda: bool(self._clients)),
+                owner="service",
+                reason="an engine to connect to",
+                timeout_s=timeout_s,
+            )
+        except DeadlineExceeded as exc:
+            reasons = "; ".join(instance.message for instance in self._cluster) or "none is published"
+            raise InstanceLost(f"no engine could be reached within {timeout_s:g} s: {reasons}") from exc
+        self._model = self._build_model(self._cluster)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new requests, let those in flight finish, then end the rest with an error."""
+        self._is_draining = True
+        if len(self._dispatch) and timeout_s > 0:
+            try:
+                await self._waits.bounded(
+                    self._until(lambda: not len(self._dispatch)),
+                    owner="service",
+                    reason="requests in flight to end",
+                    timeout_s=timeout_s,
+                )
+            except DeadlineExceeded:
+                log.warning("%d requests did not end within %g s", len(self._dispatch), timeout_s)
+        error = CapacityError("the server is shutting down", status=503, retry_after_s=_LAST_WORDS_S)
+        self._carry_out(self._dispatch.fail_all(error))
+
+    async def close(self) -> None:
+        """Hang up and leave no task."""
+        self._is_draining = True
+        if self._ticker is not None:
+            self._ticker.cancel()
+        if self._unwatch is not None:
+            self._unwatch()
+        error = CapacityError("the server is shutting down", status=503)
+        self._carry_out(self._dispatch.fail_all(error))
+        tasks = [*self._keepers.values(), *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for client in list(self._clients.values()):
+            await client.close()
+        self._keepers.clear()
+        self._clients.clear()
+
+    # -- Backend --
+
+    @property
+    def model(self) -> ServedModel:
+        """The served model."""
+        assert self._model is not None, "start() comes first"
+        return self._model
+
+    @property
+    def text(self) -> TextPipeline:
+        """Its tokenizer and template."""
+        return self._text
+
+    async def submit(self, request: Request, sink: OutputSink) -> None:
+        """Route a request and hand it to its engine; see Backend.submit."""
+        if self._is_draining:
+            raise CapacityError("the server is shutting down", status=503, retry_after_s=5.0)
+        route = self._router.route(request, self._cluster.view())
+        commands = self._dispatch.begin(structs.replace(request, route=route))
+        bound_s = (request.deadline_in_s or DEFAULT_DEADLINE_S) + 2 * DEADLINE_SLACK_S
+        wait = self._waits.watch(f"request {request.id}", f"outputs of {route.prefill}", bound_s)
+        self._sinks[request.id] = (sink, wait.__enter__())
+        for command in commands:
+            assert isinstance(command, Send)
+            # Shielded: a caller that gives up must not keep us from learning whether the engine took it.
+            await asyncio.shield(self._spawn(self._send(command)))
+
+    def abort(self, request_id: RequestId, *, choice: int | None = None, reason: str = "abort") -> None:
+        """End a request or a choice; see Backend.abort."""
+        self._carry_out(self._dispatch.abort(request_id, choice, reason))
+
+    def is_ready(self) -> bool:
+        """Whether a new request would be taken."""
+        return not self._is_draining and bool(self._cluster.view().routable())
+
+    def health(self) -> BackendHealth:
+        """Healthy while some instance advances."""
+        instances = list(self._cluster)
+        is_healthy = any(instance.is_healthy for instance in instances)
+        faults = "; ".join(instance.message for instance in instances if not instance.is_healthy)
+        message = "ok" if is_healthy else faults or "no engine is known"
+        reports = {instance.info.id: instance.health for instance in instances}
+        return BackendHealth(is_healthy=is_healthy, message=message, instances=reports)
+
+    def loads(self) -> tuple[InstanceLoad, ...]:
+        """Last load report of each instance."""
+        return tuple(
+            InstanceLoad(
+                id=instance.info.id,
+                is_healthy=instance.is_healthy,
+                load=instance.load,
+                block_size=instance.info.block_size,
+            )
+            for instance in self._cluster
+        )
+
+    async def debug_request(self, request_id: RequestId) -> Sequence[Row]:
+        """The service's decisions, then those of the engines, each with its source and its age."""
+        rows: list[Row] = [
+            {"source": "service", "age_s": item.age_s, "event": item.event, **item.fields}
+            for item in self._trace.for_request(request_id)
+        ]
+        for instance_id, client in list(self._clients.items()):
+            rows += await self._ask(instance_id, client.debug_request(request_id, deadline_s=DEBUG_TIMEOUT_S))
+        return rows
+
+    async def debug_waits(self) -> Sequence[Row]:
+        """Waits of this process, then those of the engines."""
+        rows: list[Row] = [
+            {
+                "source": "service",
+                "owner": wait.owner,
+                "reason": wait.reason,
+                "age_s": wait.age_s,
+                "remaining_s": wait.remaining_s,
+                "overdue": wait.overdue,
+            }
+            for wait in self._waits.snapshot()
+        ]
+        for instance_id, client in list(self._clients.items()):
+            rows += await self._ask(instance_id, client.debug_waits(deadline_s=DEBUG_TIMEOUT_S))
+        return rows
+
+    # -- orders --
+
+    def _carry_out(self, commands: Sequence[Command]) -> None:
+        for command in commands:
+            if isinstance(command, Deliver):
+                self._deliver(command)
+            elif isinstance(command, SendAbort):
+                client = self._clients.get(command.instance)
+                if client is not None and not client.is_lost:
+                    client.send_abort(
+                        command.request_id,
+                        attempt=command.attempt,
+                        choice=command.choice,
+                        reason=command.reason,
+                    )
+            else:
+                raise AssertionError(f"{command} outside submit")
+
+    def _deliver(self, command: Deliver) -> None:
+        sink = self._sinks[command.request_id][0]
+        if command.is_last:
+            self._release(command.request_id)
+        if not sink.deliver(command.outputs):
+            self.abort(command.request_id, reason="the client reads too slowly")
+
+    def _release(self, request_id: RequestId) -> None:
+        entry = self._sinks.pop(request_id, None)
+        if entry is not None:
+            entry[1].__exit__(None, None, None)
+        if not len(self._dispatch):
+            self._changed.set()
+
+    async def _send(self, command: Send) -> None:
+        request = command.request
+        instance = self._cluster.get(command.instance)
+        client = self._clients.get(command.instance)
+        try:
+            if client is None or instance is None:
+                raise InstanceLost(f"instance {command.instance} is not connected")
+            instance.num_routed += 1
+            await client.submit(request, deadline_s=SUBMIT_TIMEOUT_S)
+        except XllmError as error:
+            self._carry_out(self._dispatch.on_refused(request.id, request.attempt, error))
+            if request.id not in self._dispatch:
+                self._release(request.id)
+            raise
+        self._carry_out(self._dispatch.on_accepted(request.id, request.attempt))
+
+    # -- events --
+
+    def _on_registry(self, event: RegistryEvent) -> None:
+        instance_id = event.record.info.id
+        keeper = self._keepers.pop(instance_id, None)
+        if keeper is not None:
+            keeper.cancel()
+        if event.kind == "added":
+            self._cluster.add(event.record.info)
+            self._keepers[instance_id] = asyncio.create_task(self._keep(event.record))
+        else:
+            self._cluster.remove(instance_id)
+            error = InstanceLost(f"instance {instance_id} was withdrawn")
+            self._carry_out(self._dispatch.on_instance_lost(instance_id, error))
+            client = self._clients.pop(instance_id, None)
+            if client is not None:
+                self._spawn(client.close())
+
+    async def _keep(self, record: InstanceRecord) -> None:
+        """Hold a connection to one instance for as long as it is published."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            lost = asyncio.Event()
+            try:
+                client = await self._connect(record, lost)
+            except XllmError as error:
+                self._note_lost(record.info.id, error)
+            else:
+                pause_s = _FIRST_PAUSE_S
+                try:
+                    await lost.wait()  # unbounded by nature: a connection lasts as long as it lasts
+                finally:
+                    if self._clients.get(record.info.id) is client:
+                        del self._clients[record.info.id]
+                    await client.close()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _connect(self, record: InstanceRecord, lost: asyncio.Event) -> EngineClient:
+        instance_id = record.info.id
+
+        def on_lost(error: InstanceLost) -> None:
+            self._note_lost(instance_id, error)
+            lost.set()
+
+        client = await EngineClient.connect(
+            record.info.address,
+            peer=self._peer,
+            token=record.token,
+            on_outputs=lambda frame: self._on_outputs(instance_id, frame),
+            on_heartbeat=lambda reply: self._on_heartbeat(instance_id, reply),
+            on_lost=on_lost,
+            waits=self._waits,
+        )
+        try:
+            info = await client.info()
+        except XllmError:
+            await client.close()
+            raise
+        instance = self._cluster.get(instance_id)
+        if instance is not None:
+            instance.on_connected(structs.replace(info, id=instance_id))
+        self._clients[instance_id] = client
+        self._changed.set()
+        return client
+
+    def _on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
+        self._carry_out(self._dispatch.on_outputs(instance_id, frame.outputs))
+
+    def _on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
+        instance = self._cluster.get(instance_id)
+        if instance is not None:
+            instance.on_heartbeat(reply)
+            instance.num_inflight = self._dispatch.num_inflight(instance_id)
+
+    def _note_lost(self, instance_id: InstanceId, error: XllmError) -> None:
+        instance = self._cluster.get(instance_id)
+        if instance is not None:
+            instance.on_lost(error.message)
+        log.warning("instance %s: %s", instance_id, error.message)
+        self._carry_out(self._dispatch.on_instance_lost(instance_id, error))
+
+    def _tick(self) -> None:
+        self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._carry_out(self._dispatch.tick())
+
+    # -- small parts --
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def _ask(self, instance_id: InstanceId, call: Coroutine[Any, Any, list[Any]]) -> list[Row]:
+        """Rows of an engine with their source; an engine that does not answer is a row that says so."""
+        try:
+            return [{"source": instance_id, **row} for row in await call]
+        except XllmError as error:
+            return [{"source": instance_id, "event": "no answer", "error": error.message}]
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever awaited it has seen it; nobody else needs to
