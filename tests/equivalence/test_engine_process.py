@@ -38,7 +38,7 @@ def test_an_engine_process_streams_what_transformers_says(small_model: Callable[
     try:
         assert "libtorch" in Path(f"/proc/{process.pid}/maps").read_text()
         assert loaded[-1][0] == loaded[-1][1] > 0
-        assert list(process.phases) == ["config", "imports", "executor", "brain", "total"]
+        assert list(process.phases) == ["process", "config", "imports", "executor", "brain", "total"]
         asyncio.run(_compare(process, model))
     finally:
         process.close()

@@ -97,7 +97,7 @@ def test_an_engine_starts_serves_and_ends_without_a_trace(tmp_path: Path) -> Non
     run(scene)
     assert process.is_alive
     assert process.info.pid == process.pid
-    assert list(process.phases) == ["config", "imports", "executor", "brain", "total"]
+    assert list(process.phases) == ["process", "config", "imports", "executor", "brain", "total"]
     process.close()
     process.close()
     assert process.returncode == 0
