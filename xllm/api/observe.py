@@ -12,9 +12,12 @@ from typing import Protocol
 from xllm.api.backend import Backend
 from xllm.api.choice_text import Delta
 from xllm.base.clock import Clock
+from xllm.base.log import REQUEST_LOGGER, get_logger
 from xllm.base.metrics import Metrics
 from xllm.types.output import Usage
 from xllm.types.request import Request
+
+request_log = get_logger(REQUEST_LOGGER)
 
 
 class CallObserver(Protocol):
@@ -55,10 +58,17 @@ class EdgeMetrics:
     def begin_call(self, requests: Sequence[Request], arrived_s: float) -> CallObserver:
         """Observer of a call whose body arrived at ``arrived_s``."""
         for request in requests:
+            request_log.info(
+                "%s arrived: %d prompt tokens, n=%d, max_tokens=%s",
+                request.id,
+                request.num_prompt_tokens,
+                request.sampling.n,
+                request.sampling.max_tokens,
+            )
             self.metrics.observe("request_prompt_tokens", request.num_prompt_tokens)
             self.metrics.observe("request_params_n", request.sampling.n)
             self.metrics.observe("request_params_max_tokens", request.sampling.max_tokens or 0)
-        return _Call(self, arrived_s)
+        return _Call(self, tuple(request.id for request in requests), arrived_s)
 
     def saw_response(self, method: str, route: str, status: int) -> None:
         """One HTTP response."""
@@ -98,10 +108,11 @@ _TOTALS = (
 class _Call:
     """Latencies of one call; times of a choice's tokens are those of the deltas that carried them."""
 
-    __slots__ = ("_arrived_s", "_edge", "_last_s", "_num_tokens", "_started_s")
+    __slots__ = ("_arrived_s", "_edge", "_ids", "_last_s", "_num_tokens", "_started_s")
 
-    def __init__(self, edge: EdgeMetrics, arrived_s: float) -> None:
+    def __init__(self, edge: EdgeMetrics, ids: tuple[str, ...], arrived_s: float) -> None:
         self._edge = edge
+        self._ids = ids
         self._arrived_s = arrived_s
         self._last_s: dict[int, float] = {}
         self._num_tokens = 0
@@ -143,6 +154,9 @@ class _Call:
         edge = self._edge
         edge.num_calls -= 1
         now_s = edge.clock.now()
+        for request_id in self._ids:
+            how = "finished" if cause is None else f"ended by {type(cause).__name__}"
+            request_log.info("%s %s after %.3f s", request_id, how, now_s - self._arrived_s)
         if cause is None:
             edge.metrics.observe("e2e_request_latency_seconds", now_s - self._arrived_s)
             if self._num_tokens > 1:

@@ -10,6 +10,8 @@ from typing import IO
 
 from xllm.config.log import LogConfig
 
+REQUEST_LOGGER = "xllm.requests"
+"""Lines about single requests; silent unless ``log_requests`` is on."""
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _LETTERS = {"DEBUG": "D", "INFO": "I", "WARNING": "W", "ERROR": "E", "CRITICAL": "E"}
 
@@ -65,6 +67,7 @@ def setup_logging(config: LogConfig, process_name: str, *, stream: IO[str] | Non
     root.addHandler(handler)
     root.setLevel(logging.WARNING)
     logging.getLogger("xllm").setLevel(config.level.upper())
+    logging.getLogger(REQUEST_LOGGER).setLevel(logging.INFO if config.log_requests else logging.WARNING)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

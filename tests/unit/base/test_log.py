@@ -7,18 +7,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from xllm.base.log import get_logger, setup_logging
+from xllm.base.log import REQUEST_LOGGER, get_logger, setup_logging
 from xllm.config.log import LogConfig
 
 
 @pytest.fixture(autouse=True)
 def _restore_root_logger() -> Iterator[None]:
-    root, own = logging.getLogger(), logging.getLogger("xllm")
+    root, own, requests = (logging.getLogger(name) for name in (None, "xllm", REQUEST_LOGGER))
     handlers, level, own_level = root.handlers[:], root.level, own.level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     own.setLevel(own_level)
+    requests.setLevel(logging.NOTSET)
 
 
 def test_human_lines() -> None:
@@ -55,3 +56,11 @@ def test_a_second_set_up_replaces_the_first() -> None:
     get_logger("xllm").info("hidden")
     get_logger("xllm").warning("shown")
     assert first.getvalue() == "" and second.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize("log_requests", [False, True])
+def test_requests_are_logged_only_when_asked_for(log_requests: bool) -> None:
+    stream = io.StringIO()
+    setup_logging(LogConfig(log_requests=log_requests), "edge", stream=stream)
+    get_logger(REQUEST_LOGGER).info("r1 arrived")
+    assert ("r1 arrived" in stream.getvalue()) == log_requests
