@@ -77,6 +77,7 @@ class Service:
         self._keepers: dict[InstanceId, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_draining = False
+        self._is_closing = False
         self._changed = asyncio.Event()
         """Set when a connection came up or the last request ended; waiters clear it."""
         self._unwatch: Callable[[], None] | None = None
@@ -122,7 +123,7 @@ class Service:
 
     async def close(self) -> None:
         """Hang up and leave no task."""
-        self._is_draining = True
+        self._is_draining = self._is_closing = True
         if self._ticker is not None:
             self._ticker.cancel()
         if self._unwatch is not None:
@@ -348,7 +349,8 @@ class Service:
         instance = self._cluster.get(instance_id)
         if instance is not None:
             instance.on_lost(error.message)
-        log.warning("instance %s: %s", instance_id, error.message)
+        if not self._is_closing:
+            log.warning("instance %s: %s", instance_id, error.message)
         self._carry_out(self._dispatch.on_instance_lost(instance_id, error))
 
     def _tick(self) -> None:
