@@ -96,6 +96,8 @@ def _masked(option: Option, value: Any) -> Any:
 def _shown(key: str, value: Any) -> str:
     if value is None:
         return "auto" if key != "api.admin_api_key" else "none"
+    if value == "":
+        return "none"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, tuple | list):
