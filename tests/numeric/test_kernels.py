@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from xllm.engine.kernels import KERNEL_TABLE
+from xllm.engine.kernels.paged_attention.reference import Workspace
 
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 
@@ -61,7 +62,8 @@ def test_rotary(name: str, dtype: torch.dtype) -> None:
     z = torch.complex(x[..., :4].double(), x[..., 4:].double()) * torch.polar(
         torch.ones(()).double(), angle.double()
     )
-    check(load(name)(x, angle.cos(), angle.sin()), torch.cat((z.real, z.imag), dim=-1), dtype)
+    cos, sin = torch.cat((angle.cos(), angle.cos()), -1), torch.cat((-angle.sin(), angle.sin()), -1)
+    check(load(name)(x, cos, sin), torch.cat((z.real, z.imag), dim=-1), dtype)
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))
@@ -134,7 +136,7 @@ def test_paged_attention_of_decodes(name: str, dtype: torch.dtype, groups: int) 
     gather = torch.tensor([b * heads + h for table in tables for h in range(heads) for b in table])
     stale = torch.tensor([h * 8 + t for h in range(heads) for t in range(5, 8)])
     hidden = (torch.arange(8) >= torch.tensor(lengths)[:, None])[:, None, None, None]
-    out = load(name)(q, pools, gather, stale, hidden, (), 0.4)
+    out = load(name)(q, pools, gather, stale, hidden, (), 0.4, (Workspace(), Workspace()))
     expected = torch.empty(q.shape, dtype=torch.float64)
     for r in range(2):
         for h in range(heads * groups):

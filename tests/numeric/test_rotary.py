@@ -48,5 +48,6 @@ def test_far_positions() -> None:
     positions = torch.tensor([0, 1, 1000, 131071])
     cos, sin = rotary(positions)
     angles = positions[:, None].float() * rotary_frequencies(RopeSpec(theta=1e6), 64)[0]
-    assert cos.shape == sin.shape == (4, 1, 32)
-    assert torch.equal(cos[:, 0], angles.cos()) and torch.equal(sin[:, 0], angles.sin())
+    assert cos.shape == sin.shape == (4, 1, 64)
+    assert torch.equal(cos[:, 0], angles.cos().repeat(1, 2))
+    assert torch.equal(sin[:, 0], torch.cat((-angles.sin(), angles.sin()), dim=-1))

@@ -11,7 +11,7 @@ from xllm.engine.memory import LayerKV
 
 
 class AttentionBackend(Protocol):
-    """Stateless; one object serves all layers."""
+    """One object serves all layers, one after another; no call leaves anything that another depends on."""
 
     def forward(
         self,

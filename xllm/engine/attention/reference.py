@@ -6,15 +6,17 @@ import torch
 
 from xllm.engine.attention.metadata import AttentionMetadata
 from xllm.engine.kernels import Kernels
+from xllm.engine.kernels.paged_attention.reference import Workspace
 from xllm.engine.memory import LayerKV
 
 
 class ReferenceAttention:
-    """Stateless: stores new keys and values, then attends group by group."""
+    """Stores new keys and values, then attends group by group; keeps nothing but working memory."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._write = kernels.kv_write
         self._attend = kernels.paged_attention
+        self._workspaces = (Workspace(), Workspace())
 
     def forward(
         self,
@@ -42,6 +44,7 @@ class ReferenceAttention:
                 group.hidden,
                 group.tiles,
                 scale,
+                self._workspaces,
             )
             out[group.tokens] = part.reshape(-1, *q.shape[1:])
         return out

@@ -38,13 +38,16 @@ class SelfAttention(nn.Module):
         kv: LayerKV,
         metadata: AttentionMetadata,
     ) -> torch.Tensor:
-        """``x [T, D]``, cos and sin ``[T, 1, K / 2]`` -> ``[T, D]``; stores new keys and values in ``kv``."""
-        q, k, v = (
-            part.view(len(x), -1, self._head_dim) for part in self.qkv(x).split(self.qkv.num_outs, dim=-1)
-        )
+        """``x [T, D]``, cos and sin ``[T, 1, K]`` -> ``[T, D]``; stores new keys and values in ``kv``."""
+        heads, both = self._heads, self._heads + self._kv_heads
+        qkv = self.qkv(x).view(len(x), -1, self._head_dim)
+        v = qkv[:, both:]
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = self._rotary(q, *cos_sin), self._rotary(k, *cos_sin)
+            q = self._rotary(self.q_norm(qkv[:, :heads]), *cos_sin)
+            k = self._rotary(self.k_norm(qkv[:, heads:both]), *cos_sin)
+        else:
+            rotated = self._rotary(qkv[:, :both], *cos_sin)
+            q, k = rotated[:, :heads], rotated[:, heads:]
         out = self._backend.forward(q, k, v, kv, metadata, scale=self._head_dim**-0.5, window=self._window)
         return self.out(out.view(len(x), -1))
 

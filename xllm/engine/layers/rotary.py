@@ -24,10 +24,11 @@ class Rotary(nn.Module):
         self._frequencies = frequencies.to(device)
 
     def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """int64 ``[T]`` -> cos and sin, float32 ``[T, 1, K / 2]``."""
+        """int64 ``[T]`` -> cos and sin, float32 ``[T, 1, K]``, as the rotary kernel wants them."""
         assert positions.ndim == 1, "positions of several axes are not built"
         angles = positions.to(torch.float32)[:, None, None] * self._frequencies
-        return angles.cos() * self._scale, angles.sin() * self._scale
+        cos, sin = angles.cos() * self._scale, angles.sin() * self._scale
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotary_frequencies(spec: RopeSpec, head_dim: int) -> tuple[torch.Tensor, float]:

@@ -10,6 +10,7 @@ NaN: masked values are zeroed, not only weighted with zero.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +30,25 @@ class Tile:
     """bool ``[1, 1, num_queries, keys]``, True = visible."""
 
 
+class Workspace:
+    """Memory for gathered blocks, kept between calls: fresh pages would cost more than the copy into them."""
+
+    def __init__(self) -> None:
+        self._buffer: torch.Tensor | None = None
+
+    def take(self, shape: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+        """An uninitialised tensor of that shape, of the dtype and device of ``like``."""
+        size = math.prod(shape)
+        buffer = self._buffer
+        if (
+            buffer is None
+            or buffer.numel() < size
+            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
+        ):
+            buffer = self._buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+        return buffer[:size].view(shape)
+
+
 def paged_attention(
     q: torch.Tensor,
     pools: tuple[torch.Tensor, torch.Tensor],
@@ -37,6 +57,7 @@ def paged_attention(
     hidden: torch.Tensor | None,
     tiles: tuple[Tile, ...],
     scale: float,
+    workspaces: tuple[Workspace, Workspace],
 ) -> torch.Tensor:
     """Attention of R rows with Q queries each.
 
@@ -49,6 +70,7 @@ def paged_attention(
         hidden: bool ``[R, 1, 1, Q, L]``, True = not visible; None = everything is visible.
         tiles: empty, or (one row only, more than ``MAX_DENSE_QUERIES`` queries) split Q in order.
         scale: factor of the scores.
+        workspaces: where K and V are gathered.
 
     Returns:
         ``[R, Q, H * G, K]``.
@@ -56,7 +78,7 @@ def paged_attention(
     num_rows, num_queries, num_heads, head_dim = q.shape
     kv_heads = pools[0].shape[1]
     groups = num_heads // kv_heads
-    k, v = (p.view(p.shape[0] * kv_heads, -1).index_select(0, gather_rows).view(-1, head_dim) for p in pools)
+    k, v = (_gather(pool, gather_rows, workspace) for pool, workspace in zip(pools, workspaces, strict=True))
     if stale_rows is not None:
         v.index_fill_(0, stale_rows, 0.0)
     k, v = (x.view(num_rows, kv_heads, -1, head_dim) for x in (k, v))
@@ -65,6 +87,14 @@ def paged_attention(
         out = _dense(folded, k, v, hidden, scale)
         return out.permute(0, 3, 1, 2, 4).reshape(q.shape)
     return _tiled(q.view(num_queries, kv_heads, groups, head_dim), k[0], v[0], tiles, scale).view(q.shape)
+
+
+def _gather(pool: torch.Tensor, gather_rows: torch.Tensor, workspace: Workspace) -> torch.Tensor:
+    """Rows of the pool one after another, ``[R * H * L, K]``, valid until the workspace is used again."""
+    runs = pool.view(pool.shape[0] * pool.shape[1], -1)
+    gathered = workspace.take((len(gather_rows), runs.shape[1]), pool)
+    torch.index_select(runs, 0, gather_rows, out=gathered)
+    return gathered.view(-1, pool.shape[-1])
 
 
 def _dense(

@@ -8,9 +8,8 @@ import torch
 def rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate heads by their position.
 
-    ``x [T, H, K]``; ``cos`` and ``sin [T, 1, K/2]`` in float32. Computed in float32, returned in the dtype
-    of ``x``.
+    ``x [T, H, K]``; ``cos`` and ``sin``, float32 ``[T, 1, K]``: both halves equal, the first half of ``sin``
+    negated. Computed in float32, returned in the dtype of ``x``.
     """
-    half = x.shape[-1] // 2
-    first, second = x[..., :half].float(), x[..., half:].float()
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+    wide = x.float()
+    return torch.addcmul(wide * cos, wide.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
