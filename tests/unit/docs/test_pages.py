@@ -1,0 +1,105 @@
+"""What the hand-written pages name exists: files, links, flags, Python that compiles."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from xllm.cli.main import COMMANDS, Parser
+from xllm.config.load import Schema
+
+ROOT = Path(__file__).resolve().parents[3]
+GENERATED = {
+    ROOT / "docs" / "reference" / name
+    for name in ("fields.md", "configuration.md", "errors.md", "metrics.md")
+}
+PAGES = sorted({*(ROOT / "docs").rglob("*.md"), ROOT / "GLOSSARY.md"})
+OWN = [page for page in PAGES if page not in GENERATED]
+IDS = [str(page.relative_to(ROOT)) for page in OWN]
+_PATH = re.compile(r"`((?:xllm|tests|docs|scripts|recipes|benchmarks)/[\w./*-]*[\w*/])`")
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[\w-]+)?\)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FOREIGN_FLAGS = {
+    "--fail-with-body",
+    "--no-buffer",
+    "--out",
+    "--wheels",
+    "--python",
+    "--quick",
+    "--resume",
+    "--device",
+}
+
+
+def _known_flags() -> set[str]:
+    from importlib import import_module
+
+    known = {"--help", "--version", "--config", "--set", "--print-config", *FOREIGN_FLAGS}
+    for option in Schema().options:
+        if option.flag:
+            known |= {option.flag, *option.aliases, *option.negative_aliases}
+            if option.kind == "bool":
+                known |= {"--no-" + name.removeprefix("--") for name in (option.flag, *option.aliases)}
+    for name, (module, summary) in COMMANDS.items():
+        parser = Parser(prog=f"xllm {name}", description=summary)
+        import_module(module).add_arguments(parser)
+        known |= _flags_of(parser)
+    return known
+
+
+def _flags_of(parser: object) -> set[str]:
+    found: set[str] = set()
+    for action in getattr(parser, "_actions"):  # noqa: B009
+        found |= set(action.option_strings)
+        for child in (
+            (getattr(action, "choices", None) or {}).values() if isinstance(action.choices, dict) else ()
+        ):
+            found |= _flags_of(child)
+    return found
+
+
+@pytest.mark.parametrize("page", OWN, ids=IDS)
+def test_named_files_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    missing = [name for name in _PATH.findall(text) if not list(ROOT.glob(name.rstrip("/")))]
+    assert not missing, f"{page.name} names files that do not exist: {missing}"
+
+
+@pytest.mark.parametrize("page", OWN, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link for link in _LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link]
+    broken = [link for link in links if not (page.parent / link).exists()]
+    assert not broken, f"{page.name} has broken links: {broken}"
+
+
+def test_flags_exist() -> None:
+    known = _known_flags()
+    for page in OWN:
+        unknown = set(_FLAG.findall(page.read_text(encoding="utf-8"))) - known
+        assert not unknown, f"{page.relative_to(ROOT)} names unknown flags: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", OWN, ids=IDS)
+def test_snippets_parse_and_pages_are_short(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120 or page.name == "GLOSSARY.md", f"{page.name} is too long"
+    for language, code in _FENCE.findall(text):
+        if language == "python":
+            ast.parse(code)
+        elif language == "json":
+            json.loads(code)
+
+
+def test_every_page_is_on_the_map() -> None:
+    reached = {ROOT / "docs" / "README.md", *GENERATED}
+    for page in (ROOT / "docs" / "README.md",):
+        for link in _LINK.findall(page.read_text(encoding="utf-8")):
+            if "://" not in link:
+                reached.add((page.parent / link).resolve())
+    lost = [str(page.relative_to(ROOT)) for page in PAGES if page not in reached]
+    assert not lost, f"docs/README.md does not lead to {lost}"
