@@ -2,6 +2,7 @@
 
 clock.py        the only source of time: Clock, MonotonicClock, ManualClock
 waits.py        every wait of a process with owner, reason and deadline; the SIGUSR1 dump
+event_loop.py   runs a coroutine on uvloop where it is installed
 trace.py        always-on ring of scheduling decisions per request
 registry.py     plug-in tables: name -> "module:attribute", imported when asked for
 metrics.py      the declared table of Prometheus metrics and one registry object over it

@@ -84,6 +84,9 @@ class WaitTable:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def __bool__(self) -> bool:
+        return True  # an empty table is a table: ``waits or WaitTable()`` must not replace it
+
     def watch(self, owner: str, reason: str, timeout_s: float) -> Wait:
         """Register a wait for the length of a ``with`` block; the block itself must end by the deadline."""
         if not (math.isfinite(timeout_s) and timeout_s >= 0):

@@ -1,28 +1,149 @@
-"""What the commands run on one machine."""
+"""What the commands run on one machine: an engine, a service with its own engine, or a service over others."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import sys
+import threading
 from collections.abc import Sequence
 
+from msgspec import structs
+
+from xllm.api.app import build_app
+from xllm.api.serve import HttpServer
+from xllm.api.text_pipeline import TextPipeline
+from xllm.base.event_loop import run_event_loop
+from xllm.base.waits import WaitTable, install_dump_signal
 from xllm.config.serve import EngineConfig, ServeConfig
+from xllm.engine.server import main as engine_main
+from xllm.engine.server.engine_server import EXIT_FAILED
+from xllm.errors import InstanceLost
+from xllm.launch.engine_process import EngineProcess
+from xllm.launch.weights_bar import WeightsBar
+from xllm.registry.memory import MemoryRegistry
+from xllm.registry.registry import InstanceRecord
+from xllm.rpc.client import EngineClient
+from xllm.service.build import build_service, build_text
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 30.0
+WATCH_S = 0.2
 
 
 def run_engine(config: EngineConfig) -> int:
     """``xllm engine``: one engine in this process, until a signal comes; returns the exit status."""
-    from xllm.engine.server import main as engine_main
-
     return engine_main.run_engine(config, token=config.server.rpc_token)
 
 
 def serve(config: ServeConfig) -> int:
-    """``xllm serve``: one engine as a child process and the HTTP edge over it; returns the exit status."""
-    from xllm.launch import edge
-
-    return edge.serve(config)
+    """``xllm serve``: an engine process and, here, the service and its edge; returns the exit status."""
+    starting = _StartingEngine(config.engine)
+    text = build_text(config)  # while the engine loads its weights
+    process = starting.wait()
+    try:
+        return run_event_loop(_serve(config, text, process))
+    finally:
+        process.close()
 
 
 def run_service(config: ServeConfig, endpoints: Sequence[str]) -> int:
-    """``xllm service``: the HTTP edge over engines that run already; returns the exit status."""
-    from xllm.launch import edge
+    """``xllm service``: the service and its edge over engines that run already; returns the exit status."""
+    return run_event_loop(_serve_over(config, build_text(config), endpoints))
 
-    return edge.run_service(config, endpoints)
+
+class _StartingEngine:
+    """Starts an engine on a thread, so that the edge gets ready meanwhile."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._process: EngineProcess | None = None
+        self._error: BaseException | None = None
+        # A daemon: when the main thread fails or is interrupted, the process ends, and its engine with it.
+        self._thread = threading.Thread(target=self._start, name="xllm-engine-start", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> EngineProcess:
+        """The ready engine, or whatever its start raised."""
+        self._thread.join()  # bounded by the start's own deadline
+        if self._error is not None:
+            raise self._error
+        assert self._process is not None
+        return self._process
+
+    def _start(self) -> None:
+        try:
+            with WeightsBar(sys.stderr) as bar:
+                self._process = EngineProcess.start(self._config, on_weights=bar.update)
+        except BaseException as exc:
+            self._error = exc
+
+
+async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess) -> int:
+    registry = MemoryRegistry()
+    registry.publish(InstanceRecord(info=process.info, token=process.token))
+    watch = asyncio.create_task(_withdraw_when_dead(process, registry))
+    try:
+        await _run_edge(config, text, registry)
+    finally:
+        watch.cancel()
+    return 0 if process.is_alive else EXIT_FAILED
+
+
+async def _withdraw_when_dead(process: EngineProcess, registry: MemoryRegistry) -> None:
+    """A dead engine leaves the registry: the edge answers 503 from then on, and says so in /health."""
+    while process.is_alive:
+        await asyncio.sleep(WATCH_S)
+    log.critical("the engine process ended with status %s; requests are answered 503", process.returncode)
+    registry.withdraw(process.info.id)
+
+
+async def _serve_over(config: ServeConfig, text: TextPipeline, endpoints: Sequence[str]) -> int:
+    registry = MemoryRegistry()
+    token = config.engine.server.rpc_token
+    found = await asyncio.gather(
+        *(_introduce(endpoint, token) for endpoint in endpoints), return_exceptions=True
+    )
+    for endpoint, record in zip(endpoints, found, strict=True):
+        if isinstance(record, InstanceRecord):
+            registry.publish(record)
+        elif isinstance(record, InstanceLost) and len(endpoints) > 1:
+            log.warning("engine %s is left out: %s", endpoint, record.message)
+        else:
+            raise record
+    await _run_edge(config, text, registry)
+    return 0
+
+
+async def _introduce(endpoint: str, token: str) -> InstanceRecord:
+    client = await EngineClient.connect(endpoint, peer="", token=token, deadline_s=CONNECT_TIMEOUT_S)
+    try:
+        info = await client.info()
+    finally:
+        await client.close()
+    return InstanceRecord(info=structs.replace(info, address=endpoint), token=token)
+
+
+async def _run_edge(config: ServeConfig, text: TextPipeline, registry: MemoryRegistry) -> None:
+    waits = WaitTable()
+    install_dump_signal(waits, loop=asyncio.get_running_loop())
+    service = await build_service(config, registry, text=text, waits=waits)
+    try:
+        server = HttpServer(build_app(service, config.api), config.api, service)
+        await server.run(lambda url: _greet(url, service.model.names[0], bool(config.api.api_key)))
+    finally:
+        await service.close()
+
+
+def _greet(url: str, model: str, needs_key: bool) -> None:
+    """Say on stdout where the server is, with a request that works as it stands."""
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
+    key = " \\\n    -H 'Authorization: Bearer '\"$XLLM_API_KEY\"" if needs_key else ""
+    print(
+        f"xLLM serves {model} at {url}\n"
+        f"  docs   {url}/docs\n"
+        f"  try    curl {url}/v1/chat/completions{key} \\\n"
+        f"    -H 'Content-Type: application/json' \\\n    -d '{body}'",
+        flush=True,
+    )

@@ -89,7 +89,7 @@ class EngineClient:
             Unauthorized, ProtocolError: the greeting failed.
             DeadlineExceeded: it took too long.
         """
-        waits = WaitTable() if waits is None else waits  # an empty table is false
+        waits = waits or WaitTable()
         loop = asyncio.get_running_loop()
         greeted: asyncio.Future[None] = loop.create_future()
 

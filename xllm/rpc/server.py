@@ -239,7 +239,7 @@ class EngineListener:
                 f"the engine would listen on {address} for anybody",
                 hint="set a token, or use 127.0.0.1 or a unix socket",
             )
-        waits = WaitTable() if waits is None else waits  # an empty table is false
+        waits = waits or WaitTable()
         listener = cls(api, Hello(peer=engine_id, token=token), limits or LinkLimits(), waits)
         listener._server, listener.address = await open_server(parsed, listener._accept, tls)
         return listener

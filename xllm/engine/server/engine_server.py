@@ -78,7 +78,7 @@ class EngineServer:
         profiler: Profiler | None = None,
     ) -> None:
         self._options = options or ServerOptions()
-        self._waits = WaitTable() if waits is None else waits
+        self._waits = waits or WaitTable()
         self._core = core
         self._executor = executor
         self._info = info

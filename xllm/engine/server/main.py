@@ -16,9 +16,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
+from xllm.base.event_loop import run_event_loop
 from xllm.base.log import setup_logging
 from xllm.base.waits import WaitTable, install_dump_signal
 from xllm.config.load import engine_config_from_plain
@@ -103,7 +103,7 @@ def run_engine(
         endpoint = f"unix:{private_dir}/engine.sock"
     try:
         built = build_engine(config, endpoint=endpoint, on_phase=on_phase, on_weights=on_weights)
-        return _run_loop(_serve(config, built, endpoint, token, process or Process(), on_ready))
+        return run_event_loop(_serve(config, built, endpoint, token, process or Process(), on_ready))
     finally:
         if private_dir:
             shutil.rmtree(private_dir, ignore_errors=True)
@@ -131,18 +131,6 @@ async def _serve(
     on_ready(server.info())
     log.info("ready at %s", address)
     return await server.run()
-
-
-def _run_loop(serving: Coroutine[Any, Any, int]) -> int:
-    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
-    try:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        log.debug("uvloop is not installed; the standard event loop is used")
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(serving)
 
 
 def run_child(control: socket.socket) -> int:
@@ -205,4 +193,3 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
-
