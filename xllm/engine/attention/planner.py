@@ -9,6 +9,7 @@ prefix of the keys.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -96,100 +97,86 @@ class AttentionPlanner:
         tables: npt.NDArray[np.int32],
         window: int | None,
     ) -> Iterator[RowGroup]:
-        first_seen = np.zeros_like(lengths)
+        first = np.zeros_like(lengths)
         if window is not None:
-            first_seen = np.maximum(lengths - queries - window + 1, 0)
-        first_block = first_seen // self._block_size
-        num_blocks = -(-lengths // self._block_size) - first_block
-        order = np.lexsort((num_blocks, queries))
-        for members in self._cut(order, queries, num_blocks):
-            if queries[members[0]] <= MAX_DENSE_QUERIES:
-                yield self._dense_group(members, queries, lengths, start, tables, first_block, window)
+            first = np.maximum(lengths - queries - window + 1, 0) // self._block_size
+        last = (lengths - 1) // self._block_size
+        order = np.lexsort((last - first, queries))
+        rows = _Rows(order, queries[order], lengths[order], start[order], first[order], last[order])
+        for begin, end in self._cut(rows):
+            part = rows.part(begin, end)
+            if part.queries[0] <= MAX_DENSE_QUERIES:
+                yield self._dense_group(part, tables, window)
             else:
-                for row in members:
-                    yield self._tiled_group(int(row), queries, lengths, start, tables, first_block, window)
+                for i in range(end - begin):
+                    yield self._tiled_group(part.part(i, i + 1), tables, window)
 
-    def _cut(self, order: IntArray, queries: IntArray, num_blocks: IntArray) -> Iterator[IntArray]:
+    def _cut(self, rows: _Rows) -> Iterator[tuple[int, int]]:
         """Cut rows sorted by (queries, blocks) into groups."""
-        begin = 0
-        for i in range(1, len(order) + 1):
-            if i < len(order):
-                longest = int(num_blocks[order[i]]) * self._block_size
-                shortest = int(num_blocks[order[begin]]) * self._block_size
-                same = queries[order[i]] == queries[order[begin]]
-                padded = longest > max(shortest * MAX_PADDING, TINY_TOKENS)
-                if same and not padded and longest * (i - begin + 1) <= self._max_gather_tokens:
-                    continue
-            yield order[begin:i]
-            begin = i
+        queries = rows.queries.tolist()
+        tokens = ((rows.last - rows.first + 1) * self._block_size).tolist()
+        begin, longest_allowed = 0, max(tokens[0] * MAX_PADDING, TINY_TOKENS)
+        for i in range(1, len(queries)):
+            longest = tokens[i]
+            fits = longest <= longest_allowed and longest * (i - begin + 1) <= self._max_gather_tokens
+            if fits and queries[i] == queries[begin]:
+                continue
+            yield begin, i
+            begin, longest_allowed = i, max(longest * MAX_PADDING, TINY_TOKENS)
+        yield begin, len(queries)
 
-    def _gather_rows(self, tables: npt.NDArray[np.int32], blocks: IntArray) -> torch.Tensor:
-        """``tables [R, M]``, ``blocks [R, B]`` (positions in the table) -> ``[R * H * B]``."""
-        numbers = np.take_along_axis(tables, blocks, axis=1).astype(np.int64)
-        rows = numbers[:, None, :] * len(self._heads) + self._heads[None, :, None]
-        return self._to_device(rows.reshape(-1))
+    def _gather_rows(self, numbers: npt.NDArray[np.int32]) -> torch.Tensor:
+        """Block numbers ``[R, B]`` -> ``[R * H * B]``."""
+        runs = numbers[:, None, :].astype(np.int64) * len(self._heads) + self._heads[:, None]
+        return self._to_device(runs.reshape(-1))
 
-    def _dense_group(
-        self,
-        members: IntArray,
-        queries: IntArray,
-        lengths: IntArray,
-        start: IntArray,
-        tables: npt.NDArray[np.int32],
-        first_block: IntArray,
-        window: int | None,
-    ) -> RowGroup:
-        num_queries = int(queries[members[0]])
-        first = first_block[members]
-        last = -(-lengths[members] // self._block_size) - 1
-        width = int((last - first).max()) + 1
-        # Padding repeats a row's own first block: its own values, never somebody else's.
-        steps = np.arange(width)
-        blocks = np.where(steps <= (last - first)[:, None], first[:, None] + steps, first[:, None])
-        visible_end = lengths[members] - first * self._block_size
-        keys = np.arange(width * self._block_size)
+    def _dense_group(self, rows: _Rows, tables: npt.NDArray[np.int32], window: int | None) -> RowGroup:
+        num_queries = int(rows.queries[0])
+        # Sorted by number of blocks: the last row has most, the first fewest.
+        width = int(rows.last[-1] - rows.first[-1]) + 1
+        blocks = rows.first[:, None] + np.arange(width)
+        last = rows.last[:, None]
+        if rows.last[0] - rows.first[0] + 1 < width:
+            # Padding repeats a row's own first block: its own values, never somebody else's.
+            blocks = np.where(blocks <= last, blocks, rows.first[:, None])
+        visible_end = rows.lengths - rows.first * self._block_size
+        num_keys = width * self._block_size
         hidden = None
-        if num_queries > 1 or window is not None or (visible_end < len(keys)).any():
+        if num_queries > 1 or window is not None or int(visible_end.min()) < num_keys:
+            keys = np.arange(num_keys)
             position = (visible_end - num_queries)[:, None] + np.arange(num_queries)
             covered = keys > position[:, :, None]
             if window is not None:
                 covered |= keys <= position[:, :, None] - window
             hidden = self._to_device(covered[:, None, None])
-        tokens = start[members][:, None] + np.arange(num_queries)
         return RowGroup(
-            num_rows=len(members),
+            num_rows=len(rows.order),
             num_queries=num_queries,
-            tokens=self._tokens(tokens.reshape(-1)),
-            gather_rows=self._gather_rows(tables[members], blocks),
-            stale_rows=self._stale_rows(blocks == last[:, None], lengths[members]),
+            tokens=self._tokens(rows.start, num_queries),
+            gather_rows=self._gather_rows(tables[rows.order[:, None], blocks]),
+            stale_rows=self._stale_rows(blocks == last, rows.lengths),
             hidden=hidden,
             tiles=(),
         )
 
     def _stale_rows(self, is_last: npt.NDArray[np.bool_], lengths: IntArray) -> torch.Tensor | None:
         """Gathered rows of the slots behind the end of each row, wherever its last block was gathered."""
-        row, step = np.nonzero(is_last)
-        offsets = np.arange(self._block_size)
-        item, offset = np.nonzero(offsets > ((lengths - 1) % self._block_size)[row][:, None])
-        if not len(item):
+        num_used = (lengths - 1) % self._block_size + 1
+        if int(num_used.min()) == self._block_size:
             return None
-        length = is_last.shape[1] * self._block_size
-        key = step[item] * self._block_size + offset
-        heads = row[item][:, None] * len(self._heads) + self._heads
-        return self._to_device((heads * length + key[:, None]).reshape(-1))
+        row, step = np.nonzero(is_last)
+        item, offset = np.nonzero(np.arange(self._block_size) >= num_used[row, None])
+        row, key = row[item], step[item] * self._block_size + offset
+        heads = row[:, None] * len(self._heads) + self._heads
+        num_keys = is_last.shape[1] * self._block_size
+        return self._to_device((heads * num_keys + key[:, None]).reshape(-1))
 
-    def _tiled_group(
-        self,
-        row: int,
-        queries: IntArray,
-        lengths: IntArray,
-        start: IntArray,
-        tables: npt.NDArray[np.int32],
-        first_block: IntArray,
-        window: int | None,
-    ) -> RowGroup:
-        num_queries, first = int(queries[row]), int(first_block[row])
-        visible_end = int(lengths[row]) - first * self._block_size
+    def _tiled_group(self, rows: _Rows, tables: npt.NDArray[np.int32], window: int | None) -> RowGroup:
+        """One row."""
+        num_queries, start, first, last = (
+            int(a[0]) for a in (rows.queries, rows.start, rows.first, rows.last)
+        )
+        visible_end = int(rows.lengths[0]) - first * self._block_size
         tiles = []
         for begin in range(0, num_queries, TILE_QUERIES):
             count = min(TILE_QUERIES, num_queries - begin)
@@ -200,22 +187,46 @@ class AttentionPlanner:
             if window is not None:
                 visible &= keys > position[:, None] - window
             tiles.append(Tile(count, first_key, self._to_device(visible[None, None])))
-        num_blocks = -(-visible_end // self._block_size)
-        blocks = first + np.arange(num_blocks)[None]
         return RowGroup(
             num_rows=1,
             num_queries=num_queries,
-            tokens=slice(int(start[row]), int(start[row + 1])),
-            gather_rows=self._gather_rows(tables[row : row + 1], blocks),
+            tokens=slice(start, start + num_queries),
+            gather_rows=self._gather_rows(tables[rows.order, first : last + 1]),
             stale_rows=None,
             hidden=None,
             tiles=tuple(tiles),
         )
 
-    def _tokens(self, tokens: IntArray) -> slice | torch.Tensor:
-        if (np.diff(tokens) == 1).all():
-            return slice(int(tokens[0]), int(tokens[-1]) + 1)
-        return self._to_device(tokens)
+    def _tokens(self, start: IntArray, num_queries: int) -> slice | torch.Tensor:
+        """Tokens of rows that start there; a slice where they follow each other."""
+        first, count = int(start[0]), len(start)
+        if int(start[-1]) == first + (count - 1) * num_queries and bool(
+            (start[1:] - start[:-1] == num_queries).all()
+        ):
+            return slice(first, first + count * num_queries)
+        return self._to_device((start[:, None] + np.arange(num_queries)).reshape(-1))
 
     def _to_device(self, array: npt.NDArray[np.generic]) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self._device)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows sorted by (queries, blocks); all ``[R]``."""
+
+    order: IntArray
+    """Which rows of the step."""
+    queries: IntArray
+    lengths: IntArray
+    start: IntArray
+    """First token."""
+    first: IntArray
+    """First block that is visible, a position in the table."""
+    last: IntArray
+
+    def part(self, begin: int, end: int) -> _Rows:
+        """Consecutive rows."""
+        s = slice(begin, end)
+        return _Rows(
+            self.order[s], self.queries[s], self.lengths[s], self.start[s], self.first[s], self.last[s]
+        )

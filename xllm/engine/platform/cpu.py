@@ -12,7 +12,7 @@ class CpuPlatform:
     """The host. Memory facts respect a container limit where one is set."""
 
     kind = "cpu"
-    max_gather_bytes = 16 * 1024 * 1024
+    max_gather_bytes = 8 * 1024 * 1024
     """About a share of the last-level cache: gathered K and V are read once more right away."""
 
     def __init__(self) -> None:
