@@ -1,0 +1,163 @@
+"""The commands as processes: xllm serve, and xllm service over xllm engine; timed engines, real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.model_dirs import write_config
+from tests.fakes.small_tokenizers import write_tokenizer_dir
+from tests.unit.launch.test_engine_process import ROOT, exists, wait_gone
+
+CHAT = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}]}
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = write_config(tmp_path_factory.mktemp("model"), vocab_size=512)
+    return write_tokenizer_dir(directory, chat_template=TEMPLATE)
+
+
+class Command:
+    """A running ``xllm`` command and what it has printed so far."""
+
+    def __init__(self, popen: subprocess.Popen[str]) -> None:
+        self.popen = popen
+        self.text = ""
+
+    def read_until(self, pattern: str) -> re.Match[str]:
+        """Read lines until one matches; the test's own time-out bounds it."""
+        assert self.popen.stdout is not None
+        for line in self.popen.stdout:
+            self.text += line
+            found = re.search(pattern, line)
+            if found:
+                return found
+        raise AssertionError(f"no line matches {pattern!r}:\n{self.text}")
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        self.popen.send_signal(number)
+        assert self.popen.stdout is not None
+        self.text += self.popen.stdout.read()
+        return self.popen.wait(20)
+
+
+@contextmanager
+def xllm(*args: str, **env: str) -> Iterator[Command]:
+    popen = subprocess.Popen(
+        [sys.executable, "-m", "xllm.cli.main", *args],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield Command(popen)
+    finally:
+        popen.kill()
+        popen.wait(20)
+        assert popen.stdout is not None
+        popen.stdout.close()
+
+
+def ask(url: str, body: object = None) -> tuple[int, dict[str, object]]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+
+
+def serve(model_dir: Path, *more: str) -> tuple[str, ...]:
+    flags = ("--executor", "timed:instant", "--port", "0", "--served-model-name", "m")
+    return ("serve", str(model_dir), *flags, *more)
+
+
+def test_serve_answers_and_ends_on_sigterm_without_leaving_a_process(model_dir: Path) -> None:
+    with xllm(*serve(model_dir)) as command:
+        url = command.read_until(r"xLLM serves m at (http://\S+)")[1]
+        status, body = ask(f"{url}/v1/chat/completions", CHAT)
+        assert status == 200, body
+        assert body["usage"]["completion_tokens"] == 8  # type: ignore[index]
+        (engine,) = children(command.popen.pid)
+        assert command.end() == 0
+        assert not exists(engine)
+        assert "Traceback" not in command.text
+
+
+def test_serve_says_503_when_its_engine_is_dead(model_dir: Path) -> None:
+    with xllm(*serve(model_dir)) as command:
+        url = command.read_until(r"xLLM serves m at (http://\S+)")[1]
+        (engine,) = children(command.popen.pid)
+        os.kill(engine, signal.SIGKILL)
+        command.read_until(r"ended with status -9")
+        assert ask(f"{url}/health")[0] == 503
+        status, body = ask(f"{url}/v1/chat/completions", CHAT)
+        assert status == 503, body
+        assert command.end() != 0  # a supervisor sees that something was wrong
+
+
+def test_killing_serve_ends_its_engine(model_dir: Path) -> None:
+    with xllm(*serve(model_dir)) as command:
+        command.read_until(r"xLLM serves")
+        (engine,) = children(command.popen.pid)
+        command.popen.kill()
+        wait_gone(engine)
+
+
+@pytest.mark.parametrize("when", ["loading", "serving"])
+def test_ctrl_c_ends_serve_at_any_moment(model_dir: Path, when: str) -> None:
+    with xllm(*serve(model_dir)) as command:
+        command.read_until(r"engine\.build: runner\.device" if when == "loading" else r"xLLM serves")
+        engines = children(command.popen.pid)
+        assert command.end(signal.SIGINT) in (0, 130, -signal.SIGINT)
+        for engine in engines:
+            wait_gone(engine)
+        assert "Traceback" not in command.text
+
+
+def test_a_configuration_that_cannot_work_is_one_message(model_dir: Path) -> None:
+    with xllm(*serve(model_dir, "--executor", "timed:nonsense")) as command:
+        assert command.popen.wait(20) not in (0, 1)
+        assert command.popen.stdout is not None
+        text = command.popen.stdout.read()
+        assert "nonsense" in text
+        assert "hint:" in text
+        assert "Traceback" not in text
+
+
+def test_a_service_runs_over_an_engine_started_by_hand(model_dir: Path) -> None:
+    endpoint = ("--executor", "timed:instant", "--endpoint", "tcp://127.0.0.1:0")
+    with xllm("engine", str(model_dir), *endpoint, XLLM_RPC_TOKEN="secret") as engine:
+        address = engine.read_until(r"ready at (\S+)")[1]
+        flags = ("--engine", address, "--port", "0", "--served-model-name", "m")
+        with xllm("service", str(model_dir), *flags, XLLM_RPC_TOKEN="wrong") as stranger:
+            assert stranger.popen.wait(20) != 0
+        with xllm("service", str(model_dir), *flags, XLLM_RPC_TOKEN="secret") as service:
+            url = service.read_until(r"xLLM serves m at (http://\S+)")[1]
+            status, body = ask(f"{url}/v1/chat/completions", CHAT)
+            assert status == 200, body
+            assert service.end() == 0
+        assert engine.popen.poll() is None  # whoever uses an engine does not own it
+        assert engine.end() == 0
