@@ -1,6 +1,7 @@
 """What ``scripts/gpu-check`` runs: the GPU tests, and the roofline of the GPU they ran on.
 
-Writes ``roofline.json`` (measured, medians of repetitions), ``tests.xml`` (JUnit) and ``summary.txt``. Bandwidth counts
+Writes ``roofline.json`` (measured, medians of repetitions), ``step_times.json`` (the reference path, dummy weights),
+``tests.xml`` (JUnit) and ``summary.txt``. Bandwidth counts
 bytes read plus bytes written. The GEMM figure is the best shape tried, on random data: clocks drop under random data,
 zeros would flatter.
 """
@@ -52,6 +53,16 @@ def main() -> int:
     (out / "roofline.json").write_text(json.dumps(roofline, indent=2) + "\n")
     print(json.dumps(roofline, indent=2), flush=True)
     status = run_tests(out, args.pytest_args)
+    steps = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "step_times.py"),
+        "--device",
+        "cuda",
+        "--shape",
+        "qwen3-0.6b",
+    ]
+    steps += ["--dtype", "bfloat16", "--json", str(out / "step_times.json")]
+    status = subprocess.run(steps, cwd=ROOT, check=False).returncode or status
     verdict = "passed" if status == 0 else f"failed (pytest exit status {status})"
     (out / "summary.txt").write_text(f"{gpu}: GPU tests {verdict}\n{json.dumps(roofline)}\n")
     print(f"gpu-check: {gpu}: GPU tests {verdict}; results in {out}")
@@ -67,6 +78,8 @@ def run_tests(out: Path, extra: list[str]) -> int:
         "pytest",
         "-m",
         "gpu",
+        "-W",
+        "default",  # the image's versions of other packages warn about other things than ours
         f"--junitxml={out / 'tests.xml'}",
         *folders,
         *extra,
