@@ -69,7 +69,13 @@ def run_service(config: ServeConfig, endpoints: Sequence[str]) -> int:
 
 
 def run_loop(main: Coroutine[Any, Any, int]) -> int:
-    """Run ``main`` on uvloop where it is installed."""
+    """Run ``main`` on a new event loop."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(main)
+
+
+def new_event_loop() -> asyncio.AbstractEventLoop:
+    """An event loop: uvloop's where it is installed."""
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     try:
         import uvloop
@@ -77,8 +83,7 @@ def run_loop(main: Coroutine[Any, Any, int]) -> int:
         factory = uvloop.new_event_loop
     except ImportError:
         log.debug("uvloop is not installed; the standard event loop is used")
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+    return factory()
 
 
 async def _serve(config: ServeConfig, records: Sequence[InstanceRecord], *, text: TextPipeline) -> int:

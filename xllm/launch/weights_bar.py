@@ -9,12 +9,14 @@ from xllm.config.schema import format_bytes
 
 WIDTH = 30
 QUIET_S = 0.5
+"""Nothing is drawn before."""
 
 
 class WeightsBar:
     """``update`` (done, total) bytes as often as you like; the line is removed at the end."""
 
-    def __init__(self, stream: IO[str]) -> None:
+    def __init__(self, stream: IO[str], *, quiet_s: float = QUIET_S) -> None:
+        self._quiet_s = quiet_s
         self._stream = stream
         self._is_terminal = stream.isatty()
         self._began_s = time.monotonic()
@@ -30,7 +32,7 @@ class WeightsBar:
 
     def update(self, done_bytes: int, total_bytes: int) -> None:
         """Redraw."""
-        if not self._is_terminal or time.monotonic() - self._began_s < QUIET_S:
+        if not self._is_terminal or time.monotonic() - self._began_s < self._quiet_s:
             return
         share = min(done_bytes / total_bytes, 1.0) if total_bytes else 1.0
         bar = "#" * int(share * WIDTH)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -259,6 +260,27 @@ def test_malformed_bytes_are_answered_with_a_reason_and_the_engine_goes_on(
             writer.close()
             client = await EngineClient.connect(address, peer="edge")
             assert (await client.health()).state == "ready"
+            await client.close()
+
+    run(scene)
+
+
+def test_random_streams_do_not_disturb_the_engine() -> None:
+    async def scene() -> None:
+        rng = random.Random(3)
+        good = [_frame(0, Hello(peer="x")), _frame(1, GetHealth()), _frame(2, Submit(request=request("a")))]
+        async with listening(RecordingEngineApi()) as listener:
+            address = str(listener.address)
+            client = await EngineClient.connect(address, peer="edge")
+            for _ in range(300):
+                stream = bytearray(b"".join(good[: rng.randrange(4)]) + rng.randbytes(rng.randrange(60)))
+                for _ in range(rng.randrange(4)):
+                    if stream:
+                        stream[rng.randrange(len(stream))] = rng.randrange(256)
+                _, writer = await _say(address, bytes(stream))
+                writer.close()
+            assert (await client.health()).state == "ready"
+            assert not client.is_lost
             await client.close()
 
     run(scene)
