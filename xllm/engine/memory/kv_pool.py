@@ -15,9 +15,11 @@ INVARIANTS
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from xllm.engine.platform.platform import torch_dtype
@@ -55,15 +57,13 @@ class KVPool:
         try:
             for layer in group.layers:
                 k, v = (
-                    torch.zeros(
-                        (num_blocks, c.shape[0], layout.block_size, c.shape[1]),
-                        dtype=torch_dtype(c.dtype),
-                        device=device,
+                    _zeros(
+                        (num_blocks, c.shape[0], layout.block_size, c.shape[1]), torch_dtype(c.dtype), device
                     )
                     for c in group.components
                 )
                 self._layers[layer] = LayerKV(k, v)
-        except RuntimeError as exc:
+        except (RuntimeError, MemoryError) as exc:
             size = num_blocks * layout.bytes_per_block()
             raise CapacityError(
                 f"cannot allocate {num_blocks} KV blocks, {size / 2**30:.2f} GiB, on {device}: {exc}",
@@ -93,3 +93,12 @@ class KVPool:
         for kv in self._layers.values():
             kv.k.index_copy_(0, target, kv.k.index_select(0, source))
             kv.v.index_copy_(0, target, kv.v.index_select(0, source))
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros; on the host in pages that the kernel hands out (zeroed) at first touch, so that a big pool costs no
+    start-up time and no memory before it is used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(raw).view(dtype).view(shape)
