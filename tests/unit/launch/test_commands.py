@@ -8,10 +8,13 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ import pytest
 from tests.fakes.model_dirs import write_config
 from tests.fakes.small_tokenizers import write_tokenizer_dir
 from tests.unit.launch.test_engine_process import ROOT, exists, wait_gone
+from xllm.perf.step_time import PROFILES, profile_json
 
 CHAT = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": "hi"}]}
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
@@ -161,3 +165,31 @@ def test_a_service_runs_over_an_engine_started_by_hand(model_dir: Path) -> None:
             assert service.end() == 0
         assert engine.popen.poll() is None  # whoever uses an engine does not own it
         assert engine.end() == 0
+
+
+@pytest.mark.parametrize("kind", ["hangs", "advances slowly"])
+def test_health_follows_progress_and_shutdown_is_bounded(model_dir: Path, tmp_path: Path, kind: str) -> None:
+    step_s = 1e6 if kind == "hangs" else 0.6  # four layers, each quicker than the stall time-out
+    profile = tmp_path / "slow.json"
+    profile.write_text(profile_json(replace(PROFILES["instant"], name="slow", overhead_s=step_s)))
+    flags = ("--executor", f"timed:{profile}", "--shutdown-timeout", "0", "--set", "api.stall_timeout_s=1")
+    with xllm(*serve(model_dir), *flags) as command:
+        url = command.read_until(r"xLLM serves m at (http://\S+)")[1]
+        (engine,) = children(command.popen.pid)
+        client = threading.Thread(
+            target=ask, args=(f"{url}/v1/chat/completions", {**CHAT, "max_tokens": 4}), daemon=True
+        )
+        client.start()
+        statuses = []
+        if kind == "hangs":
+            while ask(f"{url}/health")[0] == 200:
+                time.sleep(0.05)
+        else:
+            while client.is_alive():
+                statuses.append(ask(f"{url}/health")[0])
+                time.sleep(0.05)
+            assert set(statuses) == {200}
+            assert len(statuses) > 20
+        command.end()
+        wait_gone(engine)
+        client.join(20)
