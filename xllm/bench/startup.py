@@ -116,7 +116,9 @@ async def _watch(base_url: str, start_s: float, body: dict[str, Any]) -> Startup
 
 async def _is_open(host: str, port: int) -> bool:
     try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(host, port), timeout=1.0)
+        # Not wait_for: before Python 3.12 it swallows a cancellation that meets a refused connection.
+        async with asyncio.timeout(1.0):
+            _, writer = await asyncio.open_connection(host, port)
     except (OSError, TimeoutError):
         return False
     writer.close()
