@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.equivalence.engines import SESSION
 from tests.equivalence.families import Reference, save_model
 
 
@@ -29,3 +30,14 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Sma
         return known[name]
 
     return get
+
+
+@pytest.fixture(scope="session", autouse=True)
+def excused_share() -> Iterator[None]:
+    """At most one stream in a hundred may differ, over the whole session."""
+    yield
+    if SESSION.num_streams >= 100:
+        SESSION.check()
+    print(
+        f"\ngreedy equivalence: {SESSION.num_streams} streams, {SESSION.num_tokens} tokens, {SESSION.excused} excused"
+    )

@@ -65,6 +65,9 @@ SHAPES: dict[str, Shape] = {
         "Qwen2",
         {"hidden_size": 112, "num_attention_heads": 7, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
+    "qwen2-mixed-window": Shape(
+        "Qwen2", {"use_sliding_window": True, "sliding_window": 21, "max_window_layers": 1}
+    ),
     "qwen3": Shape("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "qwen3-yarn": Shape(
         "Qwen3",

@@ -7,17 +7,22 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.equivalence.conftest import SmallModel
 from tests.equivalence.engines import Comparison, request
 from tests.equivalence.families import VOCAB
 from tests.fakes.served_engine import Inbox, until
 from tests.fakes.sync_engine import Completion
 from xllm.config.load import load_arguments
+from xllm.errors import InvalidRequest
 from xllm.launch.engine_process import EngineProcess
 from xllm.rpc.client import EngineClient
 
 
-def test_an_engine_process_streams_what_transformers_says(small_model: Callable[[str], SmallModel]) -> None:
+def test_an_engine_process_streams_what_transformers_says(
+    small_model: Callable[[str], SmallModel], tmp_path: Path
+) -> None:
     model = small_model("qwen3")
     said = {
         "model": str(model.path),
@@ -28,6 +33,7 @@ def test_an_engine_process_streams_what_transformers_says(small_model: Callable[
         "max_model_len": 512,
         "num_gpu_blocks_override": 200,
         "max_num_batched_tokens": 96,
+        "server.profile_dir": str(tmp_path / "profiles"),
     }
     loaded: list[tuple[int, int]] = []
     process = EngineProcess.start(
@@ -40,6 +46,7 @@ def test_an_engine_process_streams_what_transformers_says(small_model: Callable[
         assert loaded[-1][0] == loaded[-1][1] > 0
         assert list(process.phases) == ["process", "config", "imports", "executor", "brain", "total"]
         asyncio.run(_compare(process, model))
+        asyncio.run(_profile(process, tmp_path / "profiles"))
     finally:
         process.close()
     assert process.returncode == 0
@@ -66,4 +73,26 @@ async def _compare(process: EngineProcess, model: SmallModel) -> None:
     load = (await client.load()).load
     assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
     assert load.blocks_free + load.blocks_cached == load.blocks_total
+    await client.close()
+
+
+async def _profile(process: EngineProcess, directory: Path) -> None:
+    """The profiler sees the executor's thread, and the engine goes on answering."""
+    inbox = Inbox()
+    client = await EngineClient.connect(
+        process.address, peer="edge", token=process.token, on_outputs=inbox.frames.append
+    )
+    with pytest.raises(InvalidRequest, match="not running"):
+        await client.stop_profile()
+    await client.start_profile()
+    with pytest.raises(InvalidRequest, match="already"):
+        await client.start_profile()
+    num_seen = 0
+    while num_seen < 5 or not inbox.terminal():  # the profiler needs a moment to begin
+        await client.submit(request(f"p{num_seen}", [1, 2, 3], 8))
+        num_seen += 1
+        await until(lambda: len(inbox.terminal()) == num_seen)
+    await client.stop_profile()
+    await until(lambda: bool(list(directory.glob("*.trace.json"))))
+    await client.health()
     await client.close()

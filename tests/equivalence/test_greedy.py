@@ -52,7 +52,7 @@ def test_chunk_sizes(shape: str, chunk: int | None, small_model: GetModel) -> No
     engine.close()
 
 
-@pytest.mark.parametrize("shape", ["llama", "mistral-window", "qwen3-yarn", "qwen3-moe"])
+@pytest.mark.parametrize("shape", ["llama", "mistral-window", "qwen2-gqa7", "qwen3-yarn", "qwen3-moe"])
 def test_prompts_of_several_thousand_tokens(shape: str, small_model: GetModel) -> None:
     model = small_model(shape)
     engine = build_engine(model.path, max_num_batched_tokens=1000)
@@ -61,7 +61,7 @@ def test_prompts_of_several_thousand_tokens(shape: str, small_model: GetModel) -
     engine.close()
 
 
-@pytest.mark.parametrize("shape", ["llama", "mistral-window", "qwen3", "qwen3-moe"])
+@pytest.mark.parametrize("shape", ["llama", "mistral-window", "qwen2-mixed-window", "qwen3", "qwen3-moe"])
 @pytest.mark.parametrize("chunk", [24, None])
 def test_prefix_cache_on_is_prefix_cache_off(shape: str, chunk: int | None, small_model: GetModel) -> None:
     model = small_model(shape)
@@ -94,7 +94,7 @@ def test_prefix_cache_on_is_prefix_cache_off(shape: str, chunk: int | None, smal
     assert cached[True][5] == 79, cached[True]
 
 
-@pytest.mark.parametrize("shape", ["llama", "mistral-window", "qwen3", "qwen3-moe"])
+@pytest.mark.parametrize("shape", ["llama", "mistral-window", "qwen2-mixed-window", "qwen3", "qwen3-moe"])
 @pytest.mark.parametrize("enable_prefix_caching", [False, True])
 def test_preemption_in_a_tiny_pool(shape: str, enable_prefix_caching: bool, small_model: GetModel) -> None:
     model = small_model(shape)
