@@ -39,5 +39,5 @@ def excused_share() -> Iterator[None]:
     if SESSION.num_streams >= 100:
         SESSION.check()
     print(
-        f"\ngreedy equivalence: {SESSION.num_streams} streams, {SESSION.num_tokens} tokens, {SESSION.excused} excused"
+        f"\ngreedy equivalence: {SESSION.num_streams} streams, {SESSION.num_tokens} tokens, {len(SESSION.excused)} excused"
     )
