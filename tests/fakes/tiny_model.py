@@ -43,6 +43,10 @@ def write_tiny_model(folder: Path, *, max_position: int = 2048, seed: int = 0) -
     model.save_pretrained(folder)
     (folder / "generation_config.json").unlink(missing_ok=True)
     library.save(str(folder / "tokenizer.json"))
-    body = {"eos_token": "<|im_end|>", "chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
+    body = {
+        "eos_token": "<|im_end|>",
+        "chat_template": TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(body), encoding="utf-8")
     return folder
