@@ -36,9 +36,10 @@ def test_an_engine_process_streams_what_transformers_says(
         "server.profile_dir": str(tmp_path / "profiles"),
     }
     loaded: list[tuple[int, int]] = []
+    lines: list[str] = []
     process = EngineProcess.start(
         load_arguments(said).engine(),
-        sink=lambda line: None,
+        sink=lines.append,
         on_weights=lambda done, total: loaded.append((done, total)),
     )
     try:
@@ -46,7 +47,7 @@ def test_an_engine_process_streams_what_transformers_says(
         assert loaded[-1][0] == loaded[-1][1] > 0
         assert list(process.phases) == ["process", "config", "imports", "executor", "brain", "total"]
         asyncio.run(_compare(process, model))
-        asyncio.run(_profile(process, tmp_path / "profiles"))
+        asyncio.run(_profile(process, tmp_path / "profiles", lines))
     finally:
         process.close()
     assert process.returncode == 0
@@ -76,7 +77,7 @@ async def _compare(process: EngineProcess, model: SmallModel) -> None:
     await client.close()
 
 
-async def _profile(process: EngineProcess, directory: Path) -> None:
+async def _profile(process: EngineProcess, directory: Path, lines: list[str]) -> None:
     """The profiler sees the executor's thread, and the engine goes on answering."""
     inbox = Inbox()
     client = await EngineClient.connect(
@@ -87,12 +88,11 @@ async def _profile(process: EngineProcess, directory: Path) -> None:
     await client.start_profile()
     with pytest.raises(InvalidRequest, match="already"):
         await client.start_profile()
-    num_seen = 0
-    while num_seen < 5 or not inbox.terminal():  # the profiler needs a moment to begin
-        await client.submit(request(f"p{num_seen}", [1, 2, 3], 8))
-        num_seen += 1
-        await until(lambda: len(inbox.terminal()) == num_seen)
+    await until(lambda: any(line.endswith("profiler: profiling") for line in lines))
+    await client.submit(request("p", [1, 2, 3], 8))
+    await until(lambda: bool(inbox.terminal()))
     await client.stop_profile()
     await until(lambda: bool(list(directory.glob("*.trace.json"))))
-    await client.health()
+    (trace,) = directory.glob("*.trace.json")
+    assert "aten::" in trace.read_text()
     await client.close()

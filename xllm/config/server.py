@@ -24,6 +24,8 @@ class ServerConfig:
     """Seconds a lost service connection may take to come back before its requests are ended."""
     heartbeat_s: float = 0.5
     """Seconds between two load reports to every connected service."""
+    profile_dir: str = "profiles"
+    """Directory that profiler traces are written to; made when the first one is."""
     num_trace_records: int = 65_536
     """Scheduling decisions kept for /debug/requests."""
 

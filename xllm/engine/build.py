@@ -23,6 +23,7 @@ from xllm.config.serve import EngineConfig
 from xllm.engine.brain import build_brain
 from xllm.engine.core.engine_core import EngineCore
 from xllm.engine.executor.facts import ExecutorFacts
+from xllm.engine.executor.profiler import NullProfiler, Profiler
 from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.ports import Executor
 from xllm.engine.scheduler.limits import SchedulerLimits
@@ -39,6 +40,9 @@ EXECUTORS: Registry[Any] = Registry(
 )
 """name -> function (resolved, *, progress, ...) -> (executor, its facts)."""
 
+PROFILERS: Registry[Profiler] = Registry("profiler", {"local": "xllm.engine.worker.profiler:TorchProfiler"})
+"""Executor name -> function (directory) -> its profiler; executors without a row have none."""
+
 OnPhase = Callable[[str, float], object]
 OnWeights = Callable[[int, int], object]
 
@@ -50,6 +54,7 @@ class BuiltEngine:
     core: EngineCore
     executor: Executor
     info: InstanceInfo
+    profiler: Profiler
     clock: Clock
     resolved: ResolvedEngineConfig
 
@@ -94,6 +99,7 @@ def build_engine(
         core=core,
         executor=executor,
         info=_instance_info(resolved, facts, endpoint, revision),
+        profiler=_build_profiler(config),
         clock=clock,
         resolved=resolved,
     )
@@ -142,6 +148,11 @@ def _build_executor(
         else:
             built = build(resolved, progress=on_weights)
     return built
+
+
+def _build_profiler(config: EngineConfig) -> Profiler:
+    kind = config.server.executor.partition(":")[0]
+    return PROFILERS.load(kind)(config.server.profile_dir) if kind in PROFILERS else NullProfiler()
 
 
 def _build_core(

@@ -5,4 +5,5 @@ inbox.py     MaskInbox: late inputs of a step, waited for with a deadline
 faults.py    which exceptions fail a step and which lose the device
 watchdog.py  told when steps begin and end
 facts.py     ExecutorFacts: what was found out while an executor was built
+profiler.py  hole for a profiler: Profiler, NullProfiler
 """

@@ -4,7 +4,6 @@ step_loop.py      drives EngineCore over an Executor on the event loop; knows no
 sessions.py       which connection owns which request; grouping of outputs; grace after a loss
 progress.py       liveness by progress, not by an open port
 kv_feed.py        KV events with sequence numbers for those who subscribed
-profiler.py       hole for a profiler: Profiler, NullProfiler
 engine_server.py  EngineServer: implements EngineApi from the parts above; drain, death, end
 control.py        the channel to the parent process: what is said in each direction
 main.py           entry of the process: reads the configuration, builds, serves

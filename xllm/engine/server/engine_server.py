@@ -20,9 +20,9 @@ from msgspec import structs
 from xllm.base.clock import Clock, MonotonicClock
 from xllm.base.waits import Wait, WaitTable
 from xllm.engine.core.engine_core import EngineCore
+from xllm.engine.executor.profiler import NullProfiler, Profiler
 from xllm.engine.ports import Executor
 from xllm.engine.server.kv_feed import KvFeed
-from xllm.engine.server.profiler import NullProfiler, Profiler
 from xllm.engine.server.progress import Progress
 from xllm.engine.server.sessions import RequestKey, Sessions, lost_output_error
 from xllm.engine.server.step_loop import StepLoop

@@ -121,7 +121,13 @@ async def _serve(
     waits = WaitTable()
     options = ServerOptions(grace_s=config.server.grace_s, heartbeat_s=config.server.heartbeat_s, token=token)
     server = EngineServer(
-        built.core, built.executor, built.info, options=options, waits=waits, clock=built.clock
+        built.core,
+        built.executor,
+        built.info,
+        options=options,
+        waits=waits,
+        clock=built.clock,
+        profiler=built.profiler,
     )
     address = await server.start(endpoint)
     install_dump_signal(waits, loop=loop)
