@@ -22,6 +22,7 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         original_max_position_embeddings=8192,
     ),
     "qwen3-yarn": dict(rope_type="yarn", rope_theta=1e6, factor=4.0, original_max_position_embeddings=32768),
+    "yarn-clamped": dict(rope_type="yarn", rope_theta=100.0, factor=4.0, original_max_position_embeddings=32768),
     "linear": dict(rope_type="linear", rope_theta=1e4, factor=8.0),
 }  # fmt: skip
 
