@@ -9,8 +9,10 @@ from xllm.base.trace import DecisionTrace, NullTrace
 from xllm.engine.cache.kv_cache import KVCache
 from xllm.engine.core.engine_core import EngineCore
 from xllm.engine.ports import Grammar, NullGrammar
+from xllm.engine.scheduler.admission.policy import AdmissionPolicy
+from xllm.engine.scheduler.admission.watermark import WatermarkAdmission
 from xllm.engine.scheduler.limits import SchedulerLimits
-from xllm.engine.scheduler.policy import ORDER_KEYS, AdmissionPolicy, WatermarkAdmission
+from xllm.engine.scheduler.order import ORDER_KEYS
 from xllm.engine.scheduler.scheduler import Scheduler
 from xllm.errors import ConfigError
 from xllm.types.kv_layout import KVLayout

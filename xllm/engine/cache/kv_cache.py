@@ -66,7 +66,7 @@ class KVCache:
             HashPrefixIndex(i) if caching else EmptyPrefixIndex() for i in self._group_ids
         ]
         self.pools = [BlockPool(n, p.on_evict) for n, p in zip(num_blocks, self.prefixes, strict=True)]
-        self._no_hit = PrefixHit(0, tuple(() for _ in self._group_ids))
+        self.no_hit = PrefixHit(0, tuple(() for _ in self._group_ids))
         self._caching = caching
 
     # -- sizes ------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class KVCache:
     def match(self, tables: BlockTables, num_tokens: int) -> PrefixHit:
         """The longest prefix of ``num_tokens`` known tokens that every group can restore, at most all but one."""
         if not self._caching or num_tokens < 2:
-            return self._no_hit
+            return self.no_hit
         known = tables.hashes[: num_tokens // self.block_size]
         found = [index.match(known) for index in self.prefixes]
         length = min(len(blocks) for blocks in found)

@@ -26,7 +26,7 @@ from xllm.engine.core.outputs import build_output, output_error
 from xllm.engine.core.stop import check_stop
 from xllm.engine.core.token_masks import TokenMask, try_token_mask
 from xllm.engine.ports import Grammar
-from xllm.engine.scheduler.policy import OrderKey
+from xllm.engine.scheduler.order import OrderKey
 from xllm.engine.scheduler.scheduler import ScheduledStep, Scheduler
 from xllm.engine.scheduler.sequence import SeqStatus, Sequence
 from xllm.errors import CapacityError, DeadlineExceeded, InternalError, InvalidRequest
@@ -297,7 +297,7 @@ class EngineCore:
         output = build_output(
             seq, now_s, logprobs=logprobs, finish_reason=reason, stop_reason=stop_reason, error=error
         )
-        self.scheduler.finish(seq)
+        self.scheduler.finish(seq, is_complete=reason in ("stop", "length"))
         del self._by_id[seq.id]
         self._masks.pop(seq.id, None)
         key = (seq.request.id, seq.request.attempt)
@@ -412,6 +412,7 @@ class EngineCore:
             num_output_tokens=self._totals["output"],
             prefix_query_tokens=scheduler.num_query_tokens,
             prefix_hit_tokens=scheduler.num_hit_tokens,
+            predicted_peak_blocks=scheduler.predicted_peak_blocks(),
             step_time_s=self._step_time_s,
             step_overhead_s=self._step_overhead_s,
         )

@@ -2,7 +2,8 @@
 
 sequence.py    Sequence: the one mutable object, with the map of its token ranges
 queue.py       WaitingQueue: ordered, removable
-policy.py      order keys (fcfs, priority) and admission (watermark); later: past-future, deadline, urgency
+order.py       order keys: fcfs, priority
+admission/     who may enter: watermark, conservative, past-future, zero-evict
 preemption.py  who gives way when blocks run out
 limits.py      SchedulerLimits: the numbers a step must respect
 rows.py        RowTable: numbers of the body's persistent rows

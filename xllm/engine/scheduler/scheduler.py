@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xllm.base.trace import DecisionTrace, NullTrace
-from xllm.engine.cache.kv_cache import KVCache, Promise
+from xllm.engine.cache.kv_cache import KVCache, PrefixHit, Promise
+from xllm.engine.scheduler.admission.policy import AdmissionPolicy
 from xllm.engine.scheduler.limits import SchedulerLimits
-from xllm.engine.scheduler.policy import AdmissionPolicy
 from xllm.engine.scheduler.preemption import choose_victim
 from xllm.engine.scheduler.queue import WaitingQueue
 from xllm.engine.scheduler.rows import RowTable
@@ -75,8 +75,13 @@ class Scheduler:
         if siblings:
             self.forks[first.id] = siblings
 
-    def finish(self, seq: Sequence) -> None:
-        """The sequence is over: give back everything it holds, wherever it is."""
+    def finish(self, seq: Sequence, *, is_complete: bool) -> None:
+        """The sequence is over: give back everything it holds, wherever it is.
+
+        ``is_complete``: it ended by itself, so its output length says something about others.
+        """
+        if is_complete:
+            self._admission.on_finish(seq)
         if seq.status is SeqStatus.RUNNING:
             self._leave_running(seq)
         elif seq in self.waiting:
@@ -100,6 +105,10 @@ class Scheduler:
                     self._copies.extend(copies)
             child.num_cached_tokens = parent.num_cached_tokens
             self.waiting.push(child)
+
+    def predicted_peak_blocks(self) -> int | None:
+        """What the admission policy expects the running set to need at most."""
+        return self._admission.predicted_peak_blocks(self.running, self.cache)
 
     def sequences(self) -> Iterator[Sequence]:
         """Every unfinished sequence."""
@@ -157,6 +166,9 @@ class Scheduler:
         return plan.budget if self.limits.enable_chunked_prefill else 0
 
     def _schedule_waiting(self, plan: _StepPlan, now_s: float) -> None:
+        if not len(self.waiting) or plan.budget == 0 or len(self.running) >= self.limits.max_num_seqs:
+            return
+        self._admission.begin_round(self.running, self.cache)
         while plan.budget > 0 and len(self.running) < self.limits.max_num_seqs:
             seq = self.waiting.peek()
             if seq is None:
@@ -168,29 +180,28 @@ class Scheduler:
         cache = self.cache
         known = len(seq.token_ids)
         if seq.tables.num_blocks:  # a fork: its prefix is in place
+            hit = cache.no_hit
             num_new = min(known - seq.num_computed, plan.budget)
-            if not cache.try_grow(seq.tables, seq.num_computed + num_new):
-                return False
+            is_in = self._admission.may_admit(seq, hit) and cache.try_grow(
+                seq.tables, seq.num_computed + num_new
+            )
         else:
             if known // cache.block_size > len(seq.tables.hashes):
                 cache.extend_hashes(seq.tables, seq.root_hash, seq.token_ids)
             hit = cache.match(seq.tables, known if seq.prompt_logprobs_sent else 0)
             need = known - hit.num_tokens
             num_new = need if need <= plan.budget else self._cut(plan)
-            if num_new == 0 or not self._admission.may_admit(seq, hit, cache, len(self.running)):
+            if num_new == 0:
                 return False
-            copies = cache.try_admit(seq.id, seq.tables, hit, hit.num_tokens + num_new)
-            if copies is None:
-                return False
-            self._copies.extend(copies)
-            seq.num_computed = hit.num_tokens
-            if seq.num_cached_tokens is None:
-                seq.num_cached_tokens = min(hit.num_tokens, seq.num_prompt)
-            self.num_query_tokens += known
-            self.num_hit_tokens += hit.num_tokens
+            is_in = self._admission.may_admit(seq, hit) and self._take_blocks(seq, hit, num_new)
+        if not is_in:
+            self._hold_back(seq, hit, plan.step)
+            return False
+        self._admission.on_admit(seq)
         self.waiting.remove(seq)
         bisect.insort(self.running, seq, key=lambda s: s.key)
         seq.status = SeqStatus.RUNNING
+        seq.waiting_for = frozenset()
         seq.row = self.rows.take()
         if seq.admitted_s is None:
             seq.admitted_s = now_s
@@ -206,6 +217,31 @@ class Scheduler:
         )
         self._place(seq, num_new, plan)
         return True
+
+    def _take_blocks(self, seq: Sequence, hit: PrefixHit, num_new: int) -> bool:
+        copies = self.cache.try_admit(seq.id, seq.tables, hit, hit.num_tokens + num_new)
+        if copies is None:
+            return False
+        self._copies.extend(copies)
+        seq.num_computed = hit.num_tokens
+        if seq.num_cached_tokens is None:
+            seq.num_cached_tokens = min(hit.num_tokens, seq.num_prompt)
+        self.num_query_tokens += len(seq.token_ids)
+        self.num_hit_tokens += hit.num_tokens
+        return True
+
+    def _hold_back(self, seq: Sequence, hit: PrefixHit, step: StepId) -> None:
+        """Note once per wait why the first in the queue may not start."""
+        if "memory" not in seq.waiting_for:
+            seq.waiting_for = frozenset({"memory"})
+            pool = self.cache.pools[self._main]
+            fields = {
+                "step": step,
+                "for": "memory",
+                "available_blocks": pool.num_available,
+                "hit": hit.num_tokens,
+            }
+            self._trace.record(seq.request.id, "held back", fields)
 
     def _place(self, seq: Sequence, num_new: int, plan: _StepPlan) -> None:
         """Order ``num_new`` tokens of a running sequence whose blocks are there."""
