@@ -66,9 +66,12 @@ def resolve_engine(config: EngineConfig) -> ResolvedEngineConfig:
         ModelError: the model cannot be found or read.
         ConfigError: the configuration cannot work here.
     """
-    is_timed = config.server.executor.startswith("timed:")
-    with_weights = not is_timed and config.model.load_format != "dummy"
-    return resolve_here(config, with_weights=with_weights)
+    return resolve_here(config, with_weights=needs_weights(config))
+
+
+def needs_weights(config: EngineConfig) -> bool:
+    """Whether the engine will read the model's weights."""
+    return config.server.executor == "local" and config.model.load_format != "dummy"
 
 
 def build_engine(

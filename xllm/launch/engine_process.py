@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import xllm
+from xllm.base.model_files import find_model_dir
 from xllm.config.schema import to_plain
 from xllm.config.serve import EngineConfig
+from xllm.engine.build import needs_weights
 from xllm.engine.server.control import (
     LineChannel,
     PhaseDone,
@@ -116,6 +118,9 @@ class EngineProcess:
             DeadlineExceeded: it was not ready in time.
             InstanceLost: it died; the message holds its last lines.
         """
+        # A hub model is fetched here, where a terminal may show the progress bar; the child finds it in the cache.
+        model = config.model
+        find_model_dir(model.model, revision=model.revision, with_weights=needs_weights(config))
         began_s = time.monotonic()
         private_dir, endpoint = "", config.server.endpoint
         if endpoint == "auto":
@@ -174,7 +179,11 @@ def _spawn(
     ours, theirs = socket.socketpair()
     root = str(Path(xllm.__file__).resolve().parent.parent)
     full_env: dict[str, Any] = {**os.environ, **(env or {})}
-    full_env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, full_env.get("PYTHONPATH", ""))))
+    if Path(root).name not in (
+        "site-packages",
+        "dist-packages",
+    ):  # those must not come before the standard library
+        full_env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, full_env.get("PYTHONPATH", ""))))
     full_env["PYTHONUNBUFFERED"] = "1"
     try:
         popen = subprocess.Popen(
