@@ -1,8 +1,7 @@
-"""xLLM: a service that speaks the OpenAI API and engines that run the model. Public names are imported
-lazily.
+"""xLLM: a service that speaks the OpenAI API, and engines that run the model.
 
-Importing this package loads neither torch nor any other room: a name below is fetched from its module on
-first use.
+Importing this package loads neither torch nor any other room: each public name is fetched from its module when it
+is first used.
 """
 
 from __future__ import annotations
@@ -17,10 +16,11 @@ _PUBLIC = {
     "SamplingParams": "xllm.types.sampling",
     "RequestOutput": "xllm.llm",
     "CompletionOutput": "xllm.llm",
+    "Logprob": "xllm.llm",
     "XllmError": "xllm.errors",
 }
 
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "XllmError", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "XllmError", "__version__"]
 
 
 def __getattr__(name: str) -> Any:

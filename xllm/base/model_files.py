@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from xllm.assets import demo_model_path
 from xllm.errors import ModelError
 
 DEMO_NAME = "demo"
 CONFIG_FILES = ("*.json", "*.jinja", "tokenizer.model")
 WEIGHT_FILES = ("*.safetensors",)
-
-
-def demo_model_dir() -> Path:
-    """The directory of the demo model inside the package."""
-    return Path(__file__).resolve().parent.parent / "assets" / "demo_model"
 
 
 def find_model_dir(model: str, *, revision: str | None = None, with_weights: bool = True) -> Path:
@@ -25,7 +21,7 @@ def find_model_dir(model: str, *, revision: str | None = None, with_weights: boo
         ModelError: no such directory, and the hub does not have it or cannot be reached.
     """
     if model == DEMO_NAME and not Path(model).is_dir():
-        directory = demo_model_dir()
+        directory = demo_model_path()
         if not (directory / "config.json").is_file():
             raise ModelError(
                 f"the demo model is not in this installation: {directory} has no config.json",

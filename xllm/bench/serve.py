@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from xllm.base.model_files import DEMO_NAME, demo_model_dir, find_model_dir
+from xllm.base.model_files import DEMO_NAME, find_model_dir
 from xllm.bench.load import RequestRecord, RequestSpec, run_load, send
 from xllm.bench.metrics import METRIC_NAMES, compute_metrics, parse_goodput
 from xllm.bench.openai_client import OpenAIClient
@@ -117,9 +117,8 @@ def _find_tokenizer(options: ServeBenchOptions, entry: Mapping[str, Any]) -> Tok
     if options.tokenizer:
         return load_tokenizer(options.tokenizer)
     for place in (options.model, entry.get("root")):
-        folder = demo_model_dir() if place == DEMO_NAME else Path(str(place))
-        if place and (folder / "tokenizer.json").is_file():
-            return Tokenizer.from_dir(folder)
+        if place == DEMO_NAME or (place and (Path(str(place)) / "tokenizer.json").is_file()):
+            return load_tokenizer(str(place))
     return None
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from xllm.base.model_files import demo_model_dir, find_model_dir
+from xllm.assets import demo_model_path
+from xllm.base.model_files import find_model_dir
 from xllm.errors import ModelError
 
 
@@ -13,8 +14,8 @@ def test_a_directory_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 def test_demo_is_in_the_package() -> None:
-    assert find_model_dir("demo") == demo_model_dir()
-    assert (demo_model_dir() / "config.json").is_file()
+    assert find_model_dir("demo") == demo_model_path()
+    assert (demo_model_path() / "config.json").is_file()
 
 
 @pytest.mark.parametrize("model", ["/no/such/dir", "./nothing", "a/b/c", "plainword"])
