@@ -25,6 +25,7 @@ from xllm.errors import InternalError, InvalidRequest
 from xllm.perf.step_time import StepTimeProfile, load_profile, shape_of
 from xllm.types.batch import Batch, BatchResult, BatchRow, NewRow, RowError, StepFacts, StepMask
 from xllm.types.output import OutputError, PositionLogprobs, TokenLogprob
+from xllm.types.request import Request
 
 _MASK_TRIES = 64
 
@@ -58,8 +59,17 @@ class TimedRow:
 class TimedRunner:
     """Runs steps without a model; ``duration_s`` and ``answer`` are what the simulator uses."""
 
-    def __init__(self, profile: StepTimeProfile, *, vocab_size: int, num_layers: int) -> None:
+    def __init__(
+        self,
+        profile: StepTimeProfile,
+        *,
+        vocab_size: int,
+        num_layers: int,
+        output_length: Callable[[Request, int], int] | None = None,
+    ) -> None:
+        """``output_length`` (request, choice) ends a choice with end-of-sequence there; the brain never sees it."""
         self.profile = profile
+        self._output_length = output_length
         self.vocab_size = vocab_size
         self._num_layers = max(num_layers, 1)
         self._rows: dict[int, TimedRow] = {}
@@ -155,9 +165,16 @@ class TimedRunner:
         return row
 
     def _sample(self, row: TimedRow, masks: _MaskRows, logit_row: int) -> int | None:
+        not_yet: tuple[int, ...] = ()
+        if self._output_length is not None:
+            request = row.new.request
+            not_yet = request.eos_token_ids
+            num_output = row.length - len(request.prompt_token_ids) + 1
+            if num_output >= self._output_length(request, row.new.choice):
+                return request.eos_token_ids[0]
         for attempt in range(_MASK_TRIES):
             token = row.next_token(self.vocab_size, attempt)
-            if masks.allows(logit_row, token):
+            if token not in not_yet and masks.allows(logit_row, token):
                 return token
         return masks.first_allowed(logit_row)
 

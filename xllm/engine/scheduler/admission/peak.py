@@ -41,7 +41,7 @@ class Holdings:
 
 
 def own_tokens(num_tokens: int, num_shared: int, block_size: int) -> float:
-    """Tokens a sequence occupies alone once its known ones are computed; half a block stands for the last one's rest."""
+    """Tokens a sequence occupies alone once its known ones are computed; half a block for its last one."""
     return max(0, num_tokens - num_shared) + (block_size - 1) / 2
 
 

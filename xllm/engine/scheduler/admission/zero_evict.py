@@ -1,8 +1,8 @@
 """ZeroEvictAdmission: enter if nobody would be evicted within a horizon, counted in exact blocks.
 
 Every sequence is assumed to produce its remaining maximum, at most ``horizon_tokens`` more; then it gives back the
-blocks that nobody shares. The sum can only peak just before one of them ends, so those moments are checked, each with exact
-rounding to blocks (report section 3.10, zero-evict; the original advances block by block).
+blocks that nobody shares. The sum can only peak just before one of them ends, so those moments are checked, each with
+exact rounding to blocks (report section 3.10, zero-evict; the original advances block by block).
 """
 
 from __future__ import annotations
