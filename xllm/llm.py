@@ -34,10 +34,10 @@ from xllm.api.generation import ChoiceResult, Generation
 from xllm.api.observe import NullObserver
 from xllm.api.preprocess import Admission, Preprocessor
 from xllm.api.protocol import Message
+from xllm.base.event_loop import new_event_loop
 from xllm.config.load import load_arguments
 from xllm.config.serve import ServeConfig
 from xllm.errors import CapacityError, InvalidRequest, XllmError
-from xllm.launch.edge import new_event_loop
 from xllm.launch.engine_process import EngineProcess
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord

@@ -2,7 +2,6 @@
 
 engine_process.py  EngineProcess: one engine as a child process: ready hand-shake, log lines, end
 log_pump.py        copies a child's output line by line and remembers the last lines
-edge.py            the HTTP edge over engines: ``serve`` and ``run_service``
 weights_bar.py     progress bar while weights are read
 local.py           what ``xllm engine``, ``xllm serve`` and ``xllm service`` run on one machine
 """

@@ -40,7 +40,11 @@ def run_engine(config: EngineConfig) -> int:
 def serve(config: ServeConfig) -> int:
     """``xllm serve``: an engine process and, here, the service and its edge; returns the exit status."""
     starting = _StartingEngine(config.engine)
-    text = build_text(config)  # while the engine loads its weights
+    try:
+        text = build_text(config)  # while the engine loads its weights
+    except BaseException:
+        starting.abandon()
+        raise
     process = starting.wait()
     try:
         return run_event_loop(_serve(config, text, process))
@@ -59,7 +63,9 @@ class _StartingEngine:
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
         self._process: EngineProcess | None = None
+        self._is_abandoned = False
         self._error: BaseException | None = None
+        self._lock = threading.Lock()
         # A daemon: when the main thread fails or is interrupted, the process ends, and its engine with it.
         self._thread = threading.Thread(target=self._start, name="xllm-engine-start", daemon=True)
         self._thread.start()
@@ -72,12 +78,24 @@ class _StartingEngine:
         assert self._process is not None
         return self._process
 
+    def abandon(self) -> None:
+        """Nobody waits for it any more: it is closed when it is ready."""
+        with self._lock:
+            self._is_abandoned = True
+        if self._process is not None:
+            self._process.close()
+
     def _start(self) -> None:
         try:
             with WeightsBar(sys.stderr) as bar:
-                self._process = EngineProcess.start(self._config, on_weights=bar.update)
+                process = EngineProcess.start(self._config, on_weights=bar.update)
         except BaseException as exc:
             self._error = exc
+            return
+        with self._lock:
+            self._process = process
+        if self._is_abandoned:
+            process.close()
 
 
 async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess) -> int:
