@@ -84,11 +84,13 @@ class HttpServer:
                 loop.remove_signal_handler(number)
             listener.close()
             if self._drain is not None:
-                await self._drain
+                with contextlib.suppress(asyncio.CancelledError):  # by a second signal
+                    await self._drain
 
     def begin_shutdown(self) -> None:
         """Start the way down; a second call ends at once."""
         if self._drain is not None:
+            self._drain.cancel()
             self._server.should_exit = True
             self._server.force_exit = True
             return

@@ -148,3 +148,15 @@ def test_drain_ends_what_takes_too_long_with_an_error_event() -> None:
         assert got[-1][1]["error"]["code"] == 503
         conn.close()
         server.join()
+
+
+def test_a_second_signal_does_not_wait_for_the_drain() -> None:
+    backend = FakeBackend(delay_s=300.0)  # no token ever comes
+    with EdgeServer(backend, shutdown_timeout_s=300.0) as server:
+        conn = open_raw(server, BODY | {"stream": True})
+        until(lambda: bool(backend.running))
+        server.begin_shutdown()
+        assert ask(f"{server.url}/ready").status == 503
+        server.begin_shutdown()
+        server.join()
+        conn.close()
