@@ -155,13 +155,12 @@ async def _run_edge(config: ServeConfig, text: TextPipeline, registry: MemoryReg
 
 
 def _greet(url: str, model: str, needs_key: bool) -> None:
-    """Say on stdout where the server is, with a request that works as it stands."""
+    """Say where the server is and, on stdout, a request that works as it stands."""
+    log.info("serving %s at %s (docs at %s/docs)", model, url, url)
     body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is the capital of France?"}}]}}'
     key = " \\\n    -H 'Authorization: Bearer '\"$XLLM_API_KEY\"" if needs_key else ""
     print(
-        f"xLLM serves {model} at {url}\n"
-        f"  docs   {url}/docs\n"
-        f"  try    curl {url}/v1/chat/completions{key} \\\n"
+        f"Ask it something:\n  curl {url}/v1/chat/completions{key} \\\n"
         f"    -H 'Content-Type: application/json' \\\n    -d '{body}'",
         flush=True,
     )

@@ -100,7 +100,7 @@ def serve(model_dir: Path, *more: str) -> tuple[str, ...]:
 
 def test_serve_answers_and_ends_on_sigterm_without_leaving_a_process(model_dir: Path) -> None:
     with xllm(*serve(model_dir)) as command:
-        url = command.read_until(r"xLLM serves m at (http://\S+)")[1]
+        url = command.read_until(r"serving m at (http://\S+)")[1]
         status, body = ask(f"{url}/v1/chat/completions", CHAT)
         assert status == 200, body
         assert body["usage"]["completion_tokens"] == 8  # type: ignore[index]
@@ -112,7 +112,7 @@ def test_serve_answers_and_ends_on_sigterm_without_leaving_a_process(model_dir: 
 
 def test_serve_says_503_when_its_engine_is_dead(model_dir: Path) -> None:
     with xllm(*serve(model_dir)) as command:
-        url = command.read_until(r"xLLM serves m at (http://\S+)")[1]
+        url = command.read_until(r"serving m at (http://\S+)")[1]
         (engine,) = children(command.popen.pid)
         os.kill(engine, signal.SIGKILL)
         command.read_until(r"ended with status -9")
@@ -124,7 +124,7 @@ def test_serve_says_503_when_its_engine_is_dead(model_dir: Path) -> None:
 
 def test_killing_serve_ends_its_engine(model_dir: Path) -> None:
     with xllm(*serve(model_dir)) as command:
-        command.read_until(r"xLLM serves")
+        command.read_until(r"serving m at")
         (engine,) = children(command.popen.pid)
         command.popen.kill()
         wait_gone(engine)
@@ -133,7 +133,7 @@ def test_killing_serve_ends_its_engine(model_dir: Path) -> None:
 @pytest.mark.parametrize("when", ["loading", "serving"])
 def test_ctrl_c_ends_serve_at_any_moment(model_dir: Path, when: str) -> None:
     with xllm(*serve(model_dir)) as command:
-        command.read_until(r"engine\.build: runner\.device" if when == "loading" else r"xLLM serves")
+        command.read_until(r"engine\.build: runner\.device" if when == "loading" else r"serving m at")
         engines = children(command.popen.pid)
         assert command.end(signal.SIGINT) in (0, 130, -signal.SIGINT)
         for engine in engines:
@@ -159,7 +159,7 @@ def test_a_service_runs_over_an_engine_started_by_hand(model_dir: Path) -> None:
         with xllm("service", str(model_dir), *flags, XLLM_RPC_TOKEN="wrong") as stranger:
             assert stranger.popen.wait(20) != 0
         with xllm("service", str(model_dir), *flags, XLLM_RPC_TOKEN="secret") as service:
-            url = service.read_until(r"xLLM serves m at (http://\S+)")[1]
+            url = service.read_until(r"serving m at (http://\S+)")[1]
             status, body = ask(f"{url}/v1/chat/completions", CHAT)
             assert status == 200, body
             assert service.end() == 0
@@ -174,7 +174,7 @@ def test_health_follows_progress_and_shutdown_is_bounded(model_dir: Path, tmp_pa
     profile.write_text(profile_json(replace(PROFILES["instant"], name="slow", overhead_s=step_s)))
     flags = ("--executor", f"timed:{profile}", "--shutdown-timeout", "0", "--set", "api.stall_timeout_s=1")
     with xllm(*serve(model_dir), *flags) as command:
-        url = command.read_until(r"xLLM serves m at (http://\S+)")[1]
+        url = command.read_until(r"serving m at (http://\S+)")[1]
         (engine,) = children(command.popen.pid)
         client = threading.Thread(
             target=ask, args=(f"{url}/v1/chat/completions", {**CHAT, "max_tokens": 4}), daemon=True
