@@ -103,6 +103,7 @@ def test_a_client_that_never_reads_cannot_fill_the_memory() -> None:
         conn = open_raw(
             server, BODY | {"stream": True, "max_tokens": 900_000, "logprobs": True, "top_logprobs": 5}
         )
+        until(lambda: bool(backend.running))
         until(lambda: ("slow client") in [reason for _, _, reason in backend.aborts] or not backend.running)
         assert [reason for _, _, reason in backend.aborts if reason == "slow client"]
         conn.close()
