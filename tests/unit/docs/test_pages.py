@@ -103,3 +103,25 @@ def test_every_page_is_on_the_map() -> None:
                 reached.add((page.parent / link).resolve())
     lost = [str(page.relative_to(ROOT)) for page in PAGES if page not in reached]
     assert not lost, f"docs/README.md does not lead to {lost}"
+
+
+_CODE = re.compile(r"`([A-Za-z_][\w.]*)`")
+_IS_NAME = re.compile(r"[a-z0-9]_[a-z0-9]|_[a-z]|[a-z][A-Z]|[A-Z][a-z]+[A-Z]|[a-z]\.[a-z]")
+FOREIGN_NAMES = {"openai.json", "tool_calls", "chat_template.json", "chat_template.jinja", "Retry-After"}
+
+
+def _source_words() -> set[str]:
+    files = [*(ROOT / "xllm").rglob("*.py"), *(ROOT / "tests").rglob("*.py"), *(ROOT / "scripts").glob("*")]
+    return {word for file in files for word in re.findall(r"\w+", file.read_text(encoding="utf-8"))}
+
+
+def test_names_in_code_font_exist() -> None:
+    words = _source_words()
+    lost: dict[str, list[str]] = {}
+    for page in OWN:
+        prose = _FENCE.sub("", page.read_text(encoding="utf-8"))
+        names = {name for name in _CODE.findall(prose) if _IS_NAME.search(name)} - FOREIGN_NAMES
+        unknown = sorted(name for name in names if not set(name.strip(".").split(".")) <= words)
+        if unknown:
+            lost[page.name] = unknown
+    assert not lost, f"names that are nowhere in the source: {lost}"
