@@ -107,7 +107,14 @@ def test_every_page_is_on_the_map() -> None:
 
 _CODE = re.compile(r"`([A-Za-z_][\w.]*)`")
 _IS_NAME = re.compile(r"[a-z0-9]_[a-z0-9]|_[a-z]|[a-z][A-Z]|[A-Z][a-z]+[A-Z]|[a-z]\.[a-z]")
-FOREIGN_NAMES = {"openai.json", "tool_calls", "chat_template.json", "chat_template.jinja", "Retry-After"}
+FOREIGN_NAMES = {
+    "openai.json",
+    "tool_calls",
+    "chat_template.json",
+    "chat_template.jinja",
+    "Retry-After",
+    "_s",
+}
 
 
 def _source_words() -> set[str]:
