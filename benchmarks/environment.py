@@ -1,0 +1,48 @@
+"""What a benchmark ran on: printed and stored with every result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+def describe() -> dict[str, object]:
+    """Machine, versions and command."""
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "machine": f"{_cpu_name()}, {os.cpu_count()} CPUs",
+        "python": platform.python_version(),
+        "xllm": _git_revision(),
+        "packages": {name: _version(name) for name in ("torch", "numpy", "transformers", "openai")},
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def _git_revision() -> str:
+    root = Path(__file__).resolve().parent
+    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "-"
