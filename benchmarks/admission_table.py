@@ -112,8 +112,9 @@ def main() -> None:
         cells = []
         for cell in pool.imap(run_cell, jobs):
             cells.append(cell)
-            print(f"{cell['workload']} {cell['policy']:>12}: utilisation {cell['utilisation']:6.1%}  "
-                  f"evictions {cell['evictions']:6.1%}  steps {cell['steps']:>8,}  ({cell['wall_s']:.0f} s)", flush=True)  # fmt: skip
+            shares = f"utilisation {cell['utilisation']:6.1%}  evictions {cell['evictions']:6.1%}"
+            where = f"{cell['workload']} {cell['policy']:>12}"
+            print(f"{where}: {shares}  steps {cell['steps']:>8,}  ({cell['wall_s']:.0f} s)", flush=True)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"environment": describe(), "cells": cells}, indent=1) + "\n")
