@@ -21,7 +21,7 @@ def write_tiny_model(folder: Path, *, max_position: int = 2048, seed: int = 0) -
 
     library = build_byte_level()
     config = Qwen3Config(
-        vocab_size=416,
+        vocab_size=library.get_vocab_size(),
         hidden_size=64,
         intermediate_size=128,
         num_hidden_layers=2,

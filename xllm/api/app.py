@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import lru_cache
+from functools import cache
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -97,8 +97,7 @@ def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None
     for method, path, handler in _ROUTES:
         app.router.routes.append(Route(path, Endpoint(edge, path, handler), methods=[method]))
     app.add_exception_handler(HTTPException, _on_http_error)
-    schema = lru_cache(maxsize=1)(build_openapi)
-    app.openapi = schema  # type: ignore[method-assign]
+    app.openapi = cache(lambda: build_openapi(backend.model))  # type: ignore[method-assign]
     guarded: ASGIApp = Guard(app, KeyRing(config.api_key, config.admin_api_key), edge.metrics)
     if config.allowed_origins:
         origins = list(config.allowed_origins)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from xllm import __version__
+from xllm.api.backend import ServedModel
 from xllm.api.fields import TABLES
 from xllm.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from xllm.types.sampling import MAX_CHOICES, MAX_LOGPROBS
@@ -30,12 +31,16 @@ _GETS = {
 _REF = "#/components/schemas/"
 _RANGES: dict[str, dict[str, Any]] = {
     "n": {"minimum": 1, "maximum": MAX_CHOICES},
-    "temperature": {"minimum": 0},
+    "temperature": {"minimum": 0, "maximum": 100},
+    "top_k": {"minimum": -1, "maximum": 2**31 - 1},
+    "seed": {"minimum": -(2**63), "maximum": 2**63 - 1},
+    "priority": {"minimum": -(2**63), "maximum": 2**63 - 1},
+    "timeout_s": {"exclusiveMinimum": 0},
     "top_p": {"exclusiveMinimum": 0, "maximum": 1},
     "min_p": {"minimum": 0, "maximum": 1},
     "presence_penalty": {"minimum": -2, "maximum": 2},
     "frequency_penalty": {"minimum": -2, "maximum": 2},
-    "repetition_penalty": {"exclusiveMinimum": 0},
+    "repetition_penalty": {"exclusiveMinimum": 0, "maximum": 100},
     "max_tokens": {"minimum": 1},
     "max_completion_tokens": {"minimum": 1},
     "min_tokens": {"minimum": 0},
@@ -60,8 +65,8 @@ _ERROR = {
 }
 
 
-def build_openapi() -> dict[str, Any]:
-    """The OpenAPI 3.1 document."""
+def build_openapi(model: ServedModel) -> dict[str, Any]:
+    """The OpenAPI 3.1 document, with the names, ids and lengths that ``model`` takes."""
     kinds = [kind for kind, _ in _BODIES.values()]
     schemas, components = msgspec.json.schema_components(kinds, ref_template=_REF + "{name}")
     components["Error"] = _ERROR
@@ -74,6 +79,8 @@ def build_openapi() -> dict[str, Any]:
             else:
                 schema["description"] = row.note
                 _limit(schema, _RANGES.get(row.name, {}))
+        _fit_model(properties, model)
+    components["CompletionRequest"]["required"] = ["prompt"]
     paths: dict[str, Any] = {}
     for (path, (_, summary)), schema in zip(_BODIES.items(), schemas, strict=True):
         content = {"application/json": {"schema": schema}}
@@ -100,6 +107,29 @@ def build_openapi() -> dict[str, Any]:
         },
         "security": [{}, {"key": []}],
     }
+
+
+def _fit_model(properties: dict[str, Any], model: ServedModel) -> None:
+    ids = {"type": "integer", "minimum": 0, "maximum": model.vocab_size - 1}
+    room = model.max_model_len - 1
+    properties["model"]["enum"] = [None, *model.names]
+    for name in ("max_tokens", "max_completion_tokens"):
+        if name in properties:
+            _limit(properties[name], {"maximum": room})
+    for name in ("stop_token_ids", "allowed_token_ids"):
+        for option in properties[name]["anyOf"]:
+            if option["type"] == "array":
+                option |= {"items": ids, "minItems": 1}
+    if "prompt" in properties:
+        text = {"type": "string", "minLength": 1}
+        tokens = {"type": "array", "items": ids, "minItems": 1, "maxItems": room}
+        several = [
+            {"type": "array", "items": item, "minItems": 1, "maxItems": 1024} for item in (text, tokens)
+        ]
+        properties["prompt"] = {
+            "anyOf": [text, tokens, *several],
+            "description": properties["prompt"]["description"],
+        }
 
 
 def _limit(schema: dict[str, Any], limits: dict[str, Any]) -> None:
