@@ -1,0 +1,303 @@
+"""Service over real engine servers (real brain, fake steps) on loopback sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from tests.fakes.backend import fake_text
+from tests.fakes.served_engine import ServedEngine, make_request, served_engine, until
+from xllm.api.backend import ServedModel
+from xllm.base.clock import MonotonicClock
+from xllm.base.trace import DecisionTrace
+from xllm.base.waits import WaitTable
+from xllm.engine.server.engine_server import ServerOptions
+from xllm.errors import CapacityError, InstanceLost, InvalidRequest
+from xllm.registry.memory import MemoryRegistry
+from xllm.registry.registry import InstanceRecord
+from xllm.service.cluster.cluster import Cluster
+from xllm.service.dispatch.dispatch import Dispatch
+from xllm.service.policy.round_robin import round_robin
+from xllm.service.router import Router
+from xllm.service.service import Service
+from xllm.types.output import RequestOutput
+
+
+class Sink:
+    """Collects; ``room`` outputs fit."""
+
+    def __init__(self, room: int = 10**9) -> None:
+        self.outputs: list[RequestOutput] = []
+        self.room = room
+
+    def deliver(self, outputs: Any) -> bool:
+        if len(self.outputs) >= self.room:
+            return not self.outputs.extend(o for o in outputs if o.finish_reason) and False
+        self.outputs += outputs
+        return True
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for output in self.outputs for token in output.token_ids]
+
+    @property
+    def reasons(self) -> list[str]:
+        return [output.finish_reason for output in self.outputs if output.finish_reason]
+
+
+class Parts:
+    """A service and what it was wired from."""
+
+    def __init__(self) -> None:
+        clock = MonotonicClock()
+        self.registry = MemoryRegistry()
+        self.waits = WaitTable(clock)
+        self.dispatch = Dispatch(clock, trace := DecisionTrace(clock, capacity=1024))
+        self.cluster = Cluster(clock, stall_timeout_s=5.0)
+        self.service = Service(
+            text=fake_text(),
+            cluster=self.cluster,
+            router=Router(round_robin),
+            dispatch=self.dispatch,
+            registry=self.registry,
+            clock=clock,
+            waits=self.waits,
+            trace=trace,
+            build_model=lambda cluster: ServedModel(
+                names=("m",), max_model_len=400, vocab_size=1000, block_size=4
+            ),
+        )
+
+    def publish(self, engine: ServedEngine, name: str = "engine-0") -> None:
+        info = structs.replace(engine.server.info(), id=name, address=engine.address)
+        self.registry.publish(InstanceRecord(info=info))
+
+    def check_empty(self) -> None:
+        assert len(self.dispatch) == 0
+        assert self.service._sinks == {}
+        assert not [wait for wait in self.waits.snapshot() if wait.owner.startswith("request")]
+
+
+@asynccontextmanager
+async def serving(*engines: ServedEngine) -> AsyncIterator[Parts]:
+    parts = Parts()
+    for number, engine in enumerate(engines):
+        parts.publish(engine, f"engine-{number}")
+    before = len(asyncio.all_tasks())
+    try:
+        await parts.service.start(10.0)
+        await until(lambda: len(parts.service._clients) == len(engines))
+        yield parts
+    finally:
+        await parts.service.close()
+        parts.check_empty()
+        assert parts.service._tasks == set()
+        await until(lambda: len(asyncio.all_tasks()) <= before)
+
+
+def run(scene: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(60):
+            await scene()
+
+    asyncio.run(bounded())
+
+
+def test_streams_are_exact_and_leave_nothing() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            sinks = {f"r{i}": Sink() for i in range(40)}
+            await asyncio.gather(
+                *(parts.service.submit(make_request(name, 20), sink) for name, sink in sinks.items())
+            )
+            await until(lambda: all(sink.reasons for sink in sinks.values()))
+            for sink in sinks.values():
+                assert sink.tokens == list(range(3, 23))
+                assert sink.reasons == ["length"]
+            parts.check_empty()
+            assert parts.service.is_ready() and parts.service.health().is_healthy
+
+    run(scene)
+
+
+def test_two_instances_share_the_requests() -> None:
+    async def scene() -> None:
+        async with served_engine() as one, served_engine() as two, serving(one, two) as parts:
+            sinks = [Sink() for _ in range(10)]
+            for index, sink in enumerate(sinks):
+                await parts.service.submit(make_request(f"r{index}"), sink)
+            await until(lambda: all(sink.reasons for sink in sinks))
+            assert [instance.num_routed for instance in parts.cluster] == [5, 5]
+            assert one.runner.ran and two.runner.ran
+
+    run(scene)
+
+
+def test_refusals_of_the_engine_keep_their_type() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            with pytest.raises(InvalidRequest):
+                await parts.service.submit(make_request("bad", prompt=(5000,)), Sink())
+            engine.runner.gate.clear()
+            sink = Sink()
+            await parts.service.submit(make_request("r"), sink)
+            with pytest.raises(InvalidRequest, match="in use"):
+                await parts.service.submit(make_request("r"), Sink())
+            with pytest.raises(CapacityError) as caught:
+                for index in range(100):
+                    await parts.service.submit(make_request(f"q{index}"), Sink())
+            assert caught.value.status == 429
+            engine.runner.gate.set()
+            await until(lambda: len(parts.dispatch) == 0)
+            assert sink.tokens == [3, 4, 5, 6]
+
+    run(scene)
+
+
+def test_abort_and_slow_readers_end_in_the_engine() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            slow, left = Sink(room=3), Sink()
+            await parts.service.submit(make_request("slow", 300), slow)
+            await parts.service.submit(make_request("left", 300), left)
+            await until(lambda: bool(left.tokens))
+            parts.service.abort("left")
+            parts.service.abort("nobody")
+            await until(lambda: engine.core.num_unfinished == 0)
+            await until(lambda: len(parts.dispatch) == 0)
+            assert left.reasons == ["abort"] and len(left.tokens) < 300
+            assert slow.reasons == ["abort"]
+
+    run(scene)
+
+
+def test_an_engine_that_ends_fails_its_requests_and_new_ones_get_503() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            sink = Sink()
+            engine.runner.gate.clear()
+            await parts.service.submit(make_request("r", 300), sink)
+            engine.runner.gate.set()
+            await until(lambda: bool(sink.tokens))
+            engine.server.end("it was told to")
+            await until(lambda: bool(sink.reasons))
+            assert sink.reasons == ["error"]
+            assert sink.outputs[-1].error is not None and sink.outputs[-1].error.status == 503
+            await until(lambda: not parts.service.is_ready())
+            assert not parts.service.health().is_healthy
+            with pytest.raises((CapacityError, InstanceLost)):
+                await parts.service.submit(make_request("s"), Sink())
+
+    run(scene)
+
+
+def test_a_broken_connection_is_opened_again() -> None:
+    async def scene() -> None:
+        options = ServerOptions(grace_s=30.0, heartbeat_s=0.05)
+        async with served_engine(options=options) as engine, serving(engine) as parts:
+            engine.runner.gate.clear()
+            sink = Sink()
+            await parts.service.submit(make_request("r", 300), sink)
+            old = parts.service._clients["engine-0"]
+            await old.close()
+            await until(lambda: bool(sink.reasons))
+            assert sink.reasons == ["error"]
+            await until(lambda: parts.service._clients.get("engine-0") not in (None, old))
+            assert parts.service.is_ready()
+            engine.runner.gate.set()
+            # The engine still runs what nobody waits for: its outputs come to the new connection and are ended.
+            await until(lambda: engine.core.num_unfinished == 0)
+            again = Sink()
+            await parts.service.submit(make_request("s"), again)
+            await until(lambda: bool(again.reasons))
+            assert again.tokens == [3, 4, 5, 6]
+
+    run(scene)
+
+
+def test_drain_finishes_then_fails_what_is_left() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            quick = Sink()
+            await parts.service.submit(make_request("quick", 5), quick)
+            await parts.service.drain(20.0)
+            assert quick.reasons == ["length"]
+            assert not parts.service.is_ready()
+            with pytest.raises(CapacityError) as caught:
+                await parts.service.submit(make_request("late"), Sink())
+            assert caught.value.status == 503
+        async with served_engine() as engine, serving(engine) as parts:
+            engine.runner.gate.clear()
+            stuck = Sink()
+            await parts.service.submit(make_request("stuck", 5), stuck)
+            await parts.service.drain(0.05)
+            assert stuck.reasons == ["error"]
+            engine.runner.gate.set()
+            await until(lambda: engine.core.num_unfinished == 0)
+
+    run(scene)
+
+
+def test_a_caller_that_gives_up_while_submitting_leaves_nothing() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            sink = Sink()
+            submitting = asyncio.ensure_future(parts.service.submit(make_request("r", 300), sink))
+            await asyncio.sleep(0)
+            submitting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await submitting
+            parts.service.abort("r")
+            await until(lambda: len(parts.dispatch) == 0 and engine.core.num_unfinished == 0)
+
+    run(scene)
+
+
+def test_a_withdrawn_instance_is_forgotten() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            engine.runner.gate.clear()
+            sink = Sink()
+            await parts.service.submit(make_request("r", 50), sink)
+            parts.registry.withdraw("engine-0")
+            assert sink.reasons == ["error"]
+            assert list(parts.cluster) == []
+            with pytest.raises(CapacityError, match="none is known"):
+                await parts.service.submit(make_request("s"), Sink())
+            await until(lambda: parts.service._clients == {})
+            engine.runner.gate.set()
+
+    run(scene)
+
+
+def test_nobody_to_connect_to_is_said() -> None:
+    async def scene() -> None:
+        parts = Parts()
+        with pytest.raises(InstanceLost, match="none is published"):
+            await parts.service.start(0.05)
+        await parts.service.close()
+
+    run(scene)
+
+
+def test_debug_rows_say_where_they_come_from() -> None:
+    async def scene() -> None:
+        async with served_engine() as engine, serving(engine) as parts:
+            sink = Sink()
+            await parts.service.submit(make_request("r"), sink)
+            await until(lambda: bool(sink.reasons))
+            rows = await parts.service.debug_request("r")
+            assert {row["source"] for row in rows} == {"service", "engine-0"}
+            assert [row["event"] for row in rows if row["source"] == "service"] == [
+                "routed",
+                "accepted",
+                "ended",
+            ]
+            assert all("owner" in row for row in await parts.service.debug_waits())
+
+    run(scene)
