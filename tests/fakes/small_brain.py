@@ -23,7 +23,7 @@ class SmallBrain:
 
     def __init__(self, *, num_blocks: int = 32, depth: int = 1, **options: Any) -> None:
         limits = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 64, "watermark": 0.0}
-        wiring = {"enable_prefix_caching", "scheduling_policy"}
+        wiring = {"enable_prefix_caching", "scheduling_policy", "admission"}
         self.clock = ManualClock(100.0)
         self.core = build_brain(
             layout=build_attention_layout(

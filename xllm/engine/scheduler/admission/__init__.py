@@ -7,4 +7,5 @@ past_future.py  enter if the predicted peak of memory fits; lengths are sampled 
 zero_evict.py   enter if nobody would be evicted within a number of tokens, counted in exact blocks
 history.py      OutputHistory: lengths of finished outputs per class of requests
 peak.py         the peak formula: what a running set will need at most
+table.py        policies by name, and their settings
 """
