@@ -106,6 +106,7 @@ async def served_engine(
     runner: FakeStepRunner | None = None,
     executor: Callable[[FakeStepRunner], ThreadExecutor] = ThreadExecutor,
     num_blocks: int = 200,
+    depth: int = 1,
 ) -> AsyncIterator[ServedEngine]:
     """A running engine on a free loopback port; ended afterwards."""
     clock, waits = ManualClock(), WaitTable()
@@ -114,7 +115,9 @@ async def served_engine(
         max_num_seqs=16, max_num_batched_tokens=64, max_model_len=400, max_num_queued_reqs=50
     )
     layout = build_attention_layout(block_size=4, num_layers=1, num_kv_heads=1, head_dim=4, dtype="float32")
-    core = build_brain(layout=layout, num_blocks=[num_blocks], limits=limits, vocab_size=1000, clock=clock)
+    core = build_brain(
+        layout=layout, num_blocks=[num_blocks], limits=limits, vocab_size=1000, clock=clock, depth=depth
+    )
     built = executor(runner)
     info = InstanceInfo(id="engine-0", incarnation="x", address="", model="fake", vocab_size=1000)
     server = EngineServer(core, built, info, options=options, waits=waits, clock=clock)

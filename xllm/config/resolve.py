@@ -92,7 +92,7 @@ class _Resolver:
             max_num_queued_tokens=config.scheduler.max_num_queued_tokens,
             max_preemptions=config.scheduler.max_preemptions,
             watermark=config.scheduler.watermark,
-            pipeline_depth=1,
+            pipeline_depth=2 if self.async_scheduling(device) else 1,
             executor=config.server.executor,
             memory=memory,
             decisions=tuple(self.decisions),
@@ -178,6 +178,17 @@ class _Resolver:
             return max_num_seqs
         self.decide(key, usual, f"usual on {device}")
         return usual
+
+    def async_scheduling(self, device: str) -> bool:
+        said = self.config.scheduler.async_scheduling
+        if said is not None:
+            return said
+        key = "scheduler.async_scheduling"
+        if self.is_timed:
+            return bool(self.decide(key, True, "a timed step leaves the CPU free to plan the next one"))
+        if device == "cuda":
+            return bool(self.decide(key, True, "the CPU plans the next step while the GPU runs one"))
+        return bool(self.decide(key, False, "on a CPU the forward and the planning share the cores"))
 
     def longest(self, layout: KVLayout) -> int:
         """The length to plan for: as said, or the model's own within a KV size that was said."""

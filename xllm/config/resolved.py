@@ -72,7 +72,7 @@ class ResolvedEngineConfig:
     watermark: float
     """Share of blocks kept free at admission."""
     pipeline_depth: int
-    """Steps in flight; 1 without async scheduling."""
+    """Steps in flight: 2 with asynchronous scheduling, 1 without."""
     executor: str
     """``local`` or ``timed:PROFILE``."""
     memory: MemoryPlan

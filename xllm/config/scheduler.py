@@ -32,8 +32,9 @@ class SchedulerConfig:
     """A sequence preempted this often is only chosen again when nobody else can be; bounds starvation."""
     watermark: float = 0.01
     """Share of the KV blocks kept free when a new sequence is admitted, so that running ones can grow."""
-    async_scheduling: bool = False
-    """Plan step N+1 while step N runs. Only false is built: pipeline depth 1."""
+    async_scheduling: bool | None = opt(None, "--async-scheduling")
+    """Plan step N+1 while step N runs, with placeholders for the tokens N samples; auto: on a GPU and for timed
+    executors, not on a CPU, where the forward uses the cores itself."""
 
     def __post_init__(self) -> None:
         at_least_one = (
@@ -50,7 +51,6 @@ class SchedulerConfig:
                 *((v >= 0, f"{name} is {v}: at least 0") for name, v in not_negative),
                 (self.max_preemptions >= 1, f"max_preemptions is {self.max_preemptions}: at least 1"),
                 (0 <= self.watermark < 0.5, f"watermark is {self.watermark}: a share in [0, 0.5)"),
-                (not self.async_scheduling, "async_scheduling is true: not built yet, use false"),
             ),
             "scheduler",
         )

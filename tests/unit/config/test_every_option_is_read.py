@@ -17,7 +17,7 @@ DECIDED_IN_CONFIG = {
     "cache.gpu_memory_utilization": "becomes num_blocks",
     "cache.kv_cache_memory_bytes": "becomes num_blocks",
     "cache.num_gpu_blocks_override": "becomes num_blocks",
-    "scheduler.async_scheduling": "only false is built; true is refused",
+    "scheduler.async_scheduling": "becomes pipeline_depth",
     "runner.batch_invariant": "only false is built; true is refused",
     "runner.enforce_eager": "every step is eager",
 }

@@ -12,6 +12,7 @@ from xllm.config.serve import SECTIONS, SERVE_SECTIONS
 FLAGS = [
     "--admin-api-key",
     "--api-key",
+    "--async-scheduling",
     "--block-size",
     "--chat-template",
     "--device",

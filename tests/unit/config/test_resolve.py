@@ -63,15 +63,26 @@ def test_every_auto_is_decided_with_a_reason(small: ModelSpec) -> None:
         "model.max_model_len",
         "scheduler.max_num_seqs",
         "scheduler.max_num_batched_tokens",
+        "scheduler.async_scheduling",
         "cache.kv_cache_memory_bytes",
     }
     assert all(decision.reason for decision in resolved.decisions)
+
+
+def test_steps_in_flight(small: ModelSpec) -> None:
+    assert decide(small, machine()).pipeline_depth == 1
+    assert decide(small, machine(gpu=H200)).pipeline_depth == 2
+    assert decide(small, machine(), executor="timed:instant").pipeline_depth == 2
+    assert decide(small, machine(), async_scheduling=True).pipeline_depth == 2
+    said = decide(small, machine(gpu=H200), async_scheduling=False)
+    assert said.pipeline_depth == 1 and "scheduler.async_scheduling" not in said.reasons
 
 
 def test_what_was_said_is_not_decided(small: ModelSpec) -> None:
     resolved = decide(
         small, machine(), device="cpu", dtype="float32", max_model_len=100, max_num_seqs=3, num_threads=1,
         max_num_batched_tokens=7, kv_cache_memory_bytes="64MiB", block_size=32,
+        async_scheduling=False,
     )  # fmt: skip
     assert resolved.decisions == ()
     assert (

@@ -76,6 +76,9 @@ class EngineCore:
         self._totals = {"prompt": 0, "output": 0}
         self._step_time_s = 0.0
         self._step_overhead_s = 0.0
+        self._answered_s = float("-inf")
+        self.num_wasted_tokens = 0
+        """Tokens ordered for sequences that turned out to be over: the price of planning ahead."""
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -244,7 +247,8 @@ class EngineCore:
         else:
             outputs = self._on_broken_step(step, result)
         facts = result.facts
-        self._step_time_s = now_s - handed_s
+        self._step_time_s = now_s - max(handed_s, self._answered_s)  # it began when the one before had ended
+        self._answered_s = now_s
         planning_s = (handed_s - planned_s) + (self._clock.now() - now_s)
         self._step_overhead_s = max(0.0, self._step_time_s - facts.forward_s - facts.sample_s) + planning_s
         return outputs
@@ -294,6 +298,8 @@ class EngineCore:
         error: OutputError | None = None,
     ) -> RequestOutput:
         now_s = self._clock.now()
+        num_wasted = seq.num_inflight
+        self.num_wasted_tokens += num_wasted
         output = build_output(
             seq, now_s, logprobs=logprobs, finish_reason=reason, stop_reason=stop_reason, error=error
         )
@@ -312,6 +318,7 @@ class EngineCore:
                 "output_tokens": seq.num_output,
                 "cached_tokens": seq.num_cached_tokens,
                 "preemptions": seq.num_preemptions,
+                "wasted_tokens": num_wasted,
             },
         )
         return output

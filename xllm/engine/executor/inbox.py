@@ -2,7 +2,7 @@
 
 INVARIANTS
 - A mask is kept until its step takes it or ``forget`` drops it; steps that never take one leave nothing behind.
-- ``take`` returns within ``timeout_s``, with the mask or with :class:`DeadlineExceeded`.
+- ``take`` returns within ``timeout_s``, with the mask or with :class:`DeadlineExceeded`; ``close`` ends every wait.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 
-from xllm.errors import DeadlineExceeded
+from xllm.errors import DeadlineExceeded, InstanceLost
 from xllm.types.batch import StepMask
 from xllm.types.ids import StepId
 
@@ -22,6 +22,7 @@ class MaskInbox:
         self._ready = threading.Condition()
         self._masks: dict[StepId, StepMask] = {}
         self._last_forgotten: StepId = -1
+        self._is_closed = False
 
     def put(self, step: StepId, mask: StepMask) -> None:
         """Store the mask of a step and wake its waiter; a mask for a step already over is dropped."""
@@ -35,10 +36,13 @@ class MaskInbox:
 
         Raises:
             DeadlineExceeded: no mask came in time.
+            InstanceLost: the inbox was closed meanwhile.
         """
         deadline_s = time.monotonic() + timeout_s
         with self._ready:
             while step not in self._masks:
+                if self._is_closed:
+                    raise InstanceLost(f"the executor closed before the mask of step {step} came")
                 remaining_s = deadline_s - time.monotonic()
                 if remaining_s <= 0 or not self._ready.wait(remaining_s):
                     if step in self._masks:
@@ -52,6 +56,12 @@ class MaskInbox:
             self._last_forgotten = max(self._last_forgotten, step)
             for old in [s for s in self._masks if s <= step]:
                 del self._masks[old]
+
+    def close(self) -> None:
+        """No mask will come any more: wake whoever waits for one."""
+        with self._ready:
+            self._is_closed = True
+            self._ready.notify_all()
 
     def __len__(self) -> int:
         return len(self._masks)

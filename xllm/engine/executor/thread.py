@@ -120,6 +120,7 @@ class ThreadExecutor:
             if not self._closed:
                 self._closed = True
                 self._steps.put(None)
+                self._masks.close()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(timeout_s)
             if self._thread.is_alive():

@@ -3,6 +3,8 @@
 INVARIANTS
 - The core is touched on the loop's thread only; the executor's answers are brought there.
 - The next step is submitted before the outputs of the last one are handed out, so that encoding them overlaps it.
+- As many steps are in flight as the core allows (its depth); the code is the same for every depth.
+- A mask is handed over as soon as the step it is for is the oldest in flight, before further steps are planned.
 - Any exception of core or executor ends the loop: every unfinished request gets an error output, then ``on_dead`` is
   called, once. After that nothing is submitted and answers are ignored.
 """
@@ -160,16 +162,21 @@ class StepLoop:
             return None
         core, executor = self.core, self.executor
         try:
+            self._supply_masks()  # a step that runs already may wait for its own
             while (batch := core.next_batch()) is not None:
                 executor.submit(batch)
-                wait = self._waits.watch("step loop", f"step {batch.step} of the executor", self._max_step_s)
+                allowed_s = self._max_step_s * (1 + len(self._step_waits))
+                wait = self._waits.watch("step loop", f"step {batch.step} of the executor", allowed_s)
                 self._step_waits[batch.step] = wait.__enter__()
-            for mask in core.take_masks():
-                executor.supply_mask(mask.step, mask)
+                self._supply_masks()
             self._plan_tick()
         except Exception as exc:
             return exc
         return None
+
+    def _supply_masks(self) -> None:
+        for mask in self.core.take_masks():
+            self.executor.supply_mask(mask.step, mask)
 
     def _plan_tick(self) -> None:
         in_s = self.core.next_deadline_in_s()
