@@ -30,8 +30,8 @@ def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
 class Served:
     """``with Served(model_dir, "--dtype", "float32") as served: served.url``."""
 
-    def __init__(self, model: Path | str, *flags: str) -> None:
-        self._command = [sys.executable, "-m", "xllm.cli.main", "serve", str(model), "--port", "0", *flags]
+    def __init__(self, model: Path | str, *flags: str, command: str = "serve") -> None:
+        self._command = [sys.executable, "-m", "xllm.cli.main", command, str(model), "--port", "0", *flags]
         self.url = ""
         self.log: list[str] = []
         self._ready = threading.Event()
