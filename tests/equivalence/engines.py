@@ -20,6 +20,7 @@ from xllm.config.scheduler import SchedulerConfig
 from xllm.config.serve import EngineConfig
 from xllm.engine.brain import build_brain
 from xllm.engine.build import build_local_executor
+from xllm.engine.scheduler.admission.policy import AdmissionPolicy
 from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.types.request import Request
 from xllm.types.sampling import SamplingParams
@@ -64,7 +65,9 @@ def resolve_config(
     return resolve(config, read_model_spec(model_dir), MACHINE)
 
 
-def build_engine(model_dir: Path, *, depth: int = 1, **options: Any) -> SyncEngine:
+def build_engine(
+    model_dir: Path, *, depth: int = 1, admission: AdmissionPolicy | None = None, **options: Any
+) -> SyncEngine:
     """A running engine over ``model_dir``; ``depth`` steps in flight, other options as for :func:`resolve_config`."""
     resolved = resolve_config(model_dir, **options)
     executor, facts = build_local_executor(resolved)
@@ -81,6 +84,7 @@ def build_engine(model_dir: Path, *, depth: int = 1, **options: Any) -> SyncEngi
         vocab_size=facts.vocab_size,
         clock=MonotonicClock(),
         enable_prefix_caching=resolved.enable_prefix_caching,
+        admission=admission,
         depth=depth,
     )
     return SyncEngine(core, executor)
