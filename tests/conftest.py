@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from xllm.config.schema import ENV_PREFIX
 
 for _name in [name for name in os.environ if name.startswith(ENV_PREFIX) and name not in RESERVED_ENV]:
     del os.environ[_name]
+os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "xllm-tests-cache")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
 

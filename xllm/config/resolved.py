@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from xllm.config.memory_plan import MemoryPlan
 from xllm.config.model_spec import ModelSpec
+from xllm.config.scheduler import SchedulingPolicy
 from xllm.types.kv_layout import KVLayout
 
 
@@ -61,7 +62,7 @@ class ResolvedEngineConfig:
     """Token budget of a step."""
     enable_chunked_prefill: bool
     """Cut long prompts."""
-    scheduling_policy: Literal["fcfs", "priority"]
+    scheduling_policy: SchedulingPolicy
     """Order of the queue."""
     max_num_queued_reqs: int
     """0: no limit."""
@@ -69,6 +70,14 @@ class ResolvedEngineConfig:
     """0: no limit."""
     max_preemptions: int
     """After this many a sequence is the last choice as a victim."""
+    admission_policy: Literal["past-future", "zero-evict", "watermark", "conservative"]
+    """Who may enter the running set."""
+    admission_history: int
+    """past-future: finished outputs remembered."""
+    admission_reserve: float
+    """past-future: share of blocks kept out of predictions."""
+    zero_evict_horizon_tokens: int
+    """zero-evict: output tokens assumed at most."""
     watermark: float
     """Share of blocks kept free at admission."""
     pipeline_depth: int

@@ -11,10 +11,12 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from xllm import __version__
 from xllm.base.clock import Clock, MonotonicClock
+from xllm.base.machine import gather_machine_facts
 from xllm.base.registry import Registry
 from xllm.base.resolve_here import resolve_here
 from xllm.base.trace import DecisionTrace
@@ -26,7 +28,14 @@ from xllm.engine.executor.facts import ExecutorFacts
 from xllm.engine.executor.profiler import NullProfiler, Profiler
 from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.ports import Executor
-from xllm.engine.scheduler.limits import SchedulerLimits
+from xllm.engine.scheduler.admission.table import AdmissionSettings, build_admission
+from xllm.engine.scheduler.fairness import parse_weights
+from xllm.engine.scheduler.limits import SchedulerLimits, SloOptions
+from xllm.perf.fit_cache import fit_path, save_fit, try_load_fit
+from xllm.perf.learned import LearnedStepTime
+from xllm.perf.priors import build_prior
+from xllm.perf.step_time import load_profile
+from xllm.perf.time_model import TimeModel
 from xllm.types.instance import InstanceInfo
 
 log = logging.getLogger(__name__)
@@ -57,6 +66,8 @@ class BuiltEngine:
     profiler: Profiler
     clock: Clock
     resolved: ResolvedEngineConfig
+    save_fit: Callable[[], object] = lambda: None
+    """Keep what was learned about step times for the next start; at the end of the process."""
 
 
 def resolve_engine(config: EngineConfig) -> ResolvedEngineConfig:
@@ -97,7 +108,8 @@ def build_engine(
     executor, facts = _build_executor(resolved, on_phase, on_weights)
     with _Phase("brain", on_phase):
         revision = config.model.revision or ""
-        core = _build_core(config, resolved, facts, clock, revision)
+        times, fit_file = _build_times(config, resolved, facts)
+        core = _build_core(config, resolved, facts, clock, revision, times)
     return BuiltEngine(
         core=core,
         executor=executor,
@@ -105,6 +117,7 @@ def build_engine(
         profiler=_build_profiler(config),
         clock=clock,
         resolved=resolved,
+        save_fit=lambda: fit_file is not None and save_fit(fit_file, times),
     )
 
 
@@ -159,8 +172,14 @@ def _build_profiler(config: EngineConfig) -> Profiler:
 
 
 def _build_core(
-    config: EngineConfig, resolved: ResolvedEngineConfig, facts: ExecutorFacts, clock: Clock, revision: str
+    config: EngineConfig,
+    resolved: ResolvedEngineConfig,
+    facts: ExecutorFacts,
+    clock: Clock,
+    revision: str,
+    times: TimeModel,
 ) -> EngineCore:
+    scheduler = config.scheduler
     limits = SchedulerLimits(
         max_num_seqs=resolved.max_num_seqs,
         max_num_batched_tokens=resolved.max_num_batched_tokens,
@@ -169,7 +188,18 @@ def _build_core(
         max_num_queued_reqs=resolved.max_num_queued_reqs,
         max_num_queued_tokens=resolved.max_num_queued_tokens,
         max_preemptions=resolved.max_preemptions,
-        watermark=resolved.watermark,
+    )
+    admission = build_admission(
+        resolved.admission_policy,
+        AdmissionSettings(
+            watermark=resolved.watermark,
+            history_window=resolved.admission_history,
+            reserve=resolved.admission_reserve,
+            horizon_tokens=resolved.zero_evict_horizon_tokens,
+            chunk_tokens=resolved.max_num_batched_tokens,
+            depth=resolved.pipeline_depth,
+            seed=resolved.seed,
+        ),
     )
     return build_brain(
         layout=facts.layout,
@@ -179,10 +209,39 @@ def _build_core(
         clock=clock,
         enable_prefix_caching=resolved.enable_prefix_caching,
         scheduling_policy=resolved.scheduling_policy,
+        admission=admission,
         trace=DecisionTrace(clock, capacity=config.server.num_trace_records),
         weight_revision=revision,
+        times=times,
+        slo=SloOptions(
+            token_budget=scheduler.slo_token_budget,
+            early_rejection=scheduler.early_rejection,
+            margin=scheduler.slo_margin,
+            starvation_s=scheduler.starvation_timeout_s,
+            is_fair=scheduler.fairness == "tenant",
+            weights=parse_weights(scheduler.tenant_weights),
+        ),
         depth=resolved.pipeline_depth,
     )
+
+
+def _build_times(
+    config: EngineConfig, resolved: ResolvedEngineConfig, facts: ExecutorFacts
+) -> tuple[LearnedStepTime, Path | None]:
+    """The model of a step's time, and where its fit is kept; a timed executor's profile is its own prior."""
+    kind, _, profile = resolved.executor.partition(":")
+    if kind == "timed":
+        return LearnedStepTime(load_profile(profile)), None
+    is_gpu, num_threads, dtype = resolved.device == "cuda", resolved.num_threads, resolved.dtype
+    name = facts.device_name if is_gpu else gather_machine_facts().cpu_name
+    prior = build_prior(resolved.spec, device_name=name, is_gpu=is_gpu, dtype=dtype, num_threads=num_threads)
+    if not config.scheduler.step_time_cache:
+        return LearnedStepTime(prior), None
+    path = fit_path(resolved.spec, device_name=name, num_threads=num_threads, dtype=dtype)
+    fit = try_load_fit(path)
+    if fit is not None:
+        log.info("step times: starting from the fit in %s", path)
+    return LearnedStepTime(prior, fit), path
 
 
 def _instance_info(

@@ -1,16 +1,22 @@
 """Time of one step by a roofline (report section 2.2, our completion), in seconds, FLOPs and bytes throughout.
 
     linear     F = 2 * params * tokens                      B = weight bytes
-    attention  F = 4 * layers * heads * head_dim * sum q*c  B = KV bytes per token * sum c
+    attention  F = flops per pair * sum q*c                 B = KV bytes per token * sum c
     time       overhead + sum over both of max(F / (efficiency * peak), B / (efficiency * bandwidth))
 
-q = new tokens of a row, c = its context after the step. The built-in profiles are priors from data sheets and model
+q = new tokens of a row, c = its context after the step. Attention costs 4 * layers * heads * head_dim FLOPs per pair
+of query and key; with a latent cache (MLA, absorbed form) 2 * layers * heads * (2 * latent + rope), since scores run
+over latent + rope dimensions and values over the latent ones. A mixture of experts (MoE) reads only the experts its
+tokens chose: of E experts, k per token, n tokens are expected to touch E * (1 - (1 - k/E)^n).
+
+The built-in profiles are priors from data sheets and model
 shapes, not measurements; a fitted profile comes from a JSON file with the same fields.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -28,16 +34,24 @@ class StepShape:
     """Sum of c: KV entries read."""
     query_context: int
     """Sum of q * mean context of its queries: attention's multiplications."""
+    decode_context: int = 0
+    """The part of ``context_tokens`` (and ``query_context``) of rows with one new token."""
+    num_rows: int = 0
+    """Rows of the step."""
 
 
 def shape_of(rows: Iterable[tuple[int, int]]) -> StepShape:
     """Shape of rows given as (start, new tokens)."""
-    tokens = context = pairs = 0
+    tokens = context = pairs = decode = num_rows = 0
     for start, count in rows:
+        num_rows += 1
         tokens += count
-        context += start + count
-        pairs += count * (2 * start + count + 1) // 2  # sum over the row's queries of their context
-    return StepShape(tokens, context, pairs)
+        if count == 1:
+            decode += start + 1
+        else:
+            context += start + count
+            pairs += count * (2 * start + count + 1) // 2  # sum over the row's queries of their context
+    return StepShape(tokens, context + decode, pairs + decode, decode, num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +83,22 @@ class StepTimeProfile:
     """Reachable share of both peaks."""
     overhead_s: float = 0.0
     """Of every step, whatever its size."""
+    row_s: float = 0.0
+    """Of every row: its logits, its sample, its bookkeeping."""
+    expert_bytes: float = 0.0
+    """MoE: bytes of one routed expert over all sparse layers; ``weight_bytes`` is then the rest."""
+    num_experts: int = 0
+    experts_per_token: int = 0
+    latent_dim: int = 0
+    """MLA: dimensions of the latent cache; 0: keys and values per head."""
+    rope_dim: int = 0
+    """MLA: rotary dimensions beside the latent ones."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name != "name" and not (isinstance(value, int | float) and value >= 0):
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if item.name != "name" and not (is_number and value >= 0):
                 raise ConfigError(
                     f"timed profile {self.name!r}: {item.name} is {value!r}", hint="a number >= 0"
                 )
@@ -81,15 +106,30 @@ class StepTimeProfile:
             if getattr(self, name) == 0:
                 raise ConfigError(f"timed profile {self.name!r}: {name} is 0", hint="a number above 0")
 
+    @property
+    def pair_flops(self) -> float:
+        """Attention FLOPs of one query with one key, over all layers."""
+        if self.latent_dim:
+            return 2.0 * self.num_layers * self.num_heads * (2 * self.latent_dim + self.rope_dim)
+        return 4.0 * self.num_layers * self.num_heads * self.head_dim
+
+    def weight_bytes_read(self, num_tokens: int) -> float:
+        """Bytes of weights a step over ``num_tokens`` tokens reads."""
+        if not self.num_experts:
+            return self.weight_bytes
+        idle = (1.0 - self.experts_per_token / self.num_experts) ** num_tokens
+        return self.weight_bytes + self.expert_bytes * self.num_experts * (1.0 - idle)
+
     def estimate(self, shape: StepShape) -> StepEstimate:
         """Predicted time of a step."""
         flops_s, bytes_s = self.peak_flops * self.efficiency, self.bandwidth_bytes_s * self.efficiency
         linear_flops = 2.0 * self.num_params * shape.num_tokens
-        attention_flops = 4.0 * self.num_layers * self.num_heads * self.head_dim * shape.query_context
+        attention_flops = self.pair_flops * shape.query_context
         kv_bytes = self.kv_bytes_per_token * shape.context_tokens
-        linear_s = max(linear_flops / flops_s, self.weight_bytes / bytes_s)
+        weight_bytes = self.weight_bytes_read(shape.num_tokens)
+        linear_s = max(linear_flops / flops_s, weight_bytes / bytes_s)
         attention_s = max(attention_flops / flops_s, kv_bytes / bytes_s)
-        time_s = self.overhead_s + linear_s + attention_s
+        time_s = self.overhead_s + self.row_s * shape.num_rows + linear_s + attention_s
         if time_s <= 0:
             return StepEstimate(0.0, 0.0, 0.0, 0.0, 0.0)
         return StepEstimate(
@@ -97,7 +137,7 @@ class StepTimeProfile:
             linear_s,
             attention_s,
             (linear_flops + attention_flops) / (time_s * self.peak_flops),
-            (self.weight_bytes + kv_bytes) / (time_s * self.bandwidth_bytes_s),
+            (weight_bytes + kv_bytes) / (time_s * self.bandwidth_bytes_s),
         )
 
 

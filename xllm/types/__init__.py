@@ -3,6 +3,7 @@
     ids.py         names of requests, instances, blocks, rows
     sampling.py    SamplingParams: every sampling parameter a user may set, validated
     request.py     Request: everything an engine needs to know about one request
+    tenant.py      names of tenants: digests of API keys and user labels
     kv_layout.py   KVLayout: what one token's (or one state's) cache entry is made of
     block_hash.py  the only definition of a block's identity
     batch.py       Batch (one step, brain to body) and BatchResult (body to brain)

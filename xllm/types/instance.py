@@ -76,6 +76,10 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     """Of the last step."""
     step_overhead_s: float = 0.0
     """Of the last step, everything but forward and sampling."""
+    step_time_error: float = 0.0
+    """Median |relative error| of the step-time model on its last predictions."""
+    num_early_rejections: int = 0
+    """Requests refused because their predicted first token was later than their budget."""
 
 
 class HealthReport(Struct, frozen=True, kw_only=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 from xllm.errors import ContextTooLong, InvalidRequest, Unsupported
-from xllm.types.request import Program, Request, SloBudgets
+from xllm.types.request import Program, Request
 
 
 def check_request(request: Request, *, vocab_size: int, max_model_len: int) -> None:
@@ -29,6 +31,14 @@ def check_request(request: Request, *, vocab_size: int, max_model_len: int) -> N
             hint=f"use min_tokens <= {max_model_len - len(prompt)}",
             param="min_tokens",
         )
+    for name in ("ttft_ms", "tpot_ms", "ttlt_ms"):
+        budget_ms = getattr(request.slo, name)
+        if budget_ms is not None and not 0 < budget_ms < math.inf:
+            raise InvalidRequest(
+                f"the latency budget {name} is {budget_ms}",
+                hint="a number of milliseconds above 0",
+                param=name,
+            )
     _check_resumed(request, vocab_size, max_model_len)
 
 
@@ -36,7 +46,6 @@ def _check_built(request: Request) -> None:
     built = (
         ("media", not request.media and not request.media_spans),
         ("adapter", request.adapter is None),
-        ("slo", request.slo == SloBudgets()),
         ("program", request.program == Program()),
         ("session", request.session is None),
     )

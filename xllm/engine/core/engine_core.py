@@ -26,10 +26,12 @@ from xllm.engine.core.outputs import build_output, output_error
 from xllm.engine.core.stop import check_stop
 from xllm.engine.core.token_masks import TokenMask, try_token_mask
 from xllm.engine.ports import Grammar
-from xllm.engine.scheduler.order import OrderKey
+from xllm.engine.scheduler.early_rejection import EntryGate, OpenGate
 from xllm.engine.scheduler.scheduler import ScheduledStep, Scheduler
 from xllm.engine.scheduler.sequence import SeqStatus, Sequence
 from xllm.errors import CapacityError, DeadlineExceeded, InternalError, InvalidRequest
+from xllm.perf.step_time import shape_of
+from xllm.perf.time_model import NullTimeModel, TimeModel
 from xllm.types.batch import Batch, BatchResult, IoResult, StepMask
 from xllm.types.block_hash import block_hashes, root_hash
 from xllm.types.ids import RequestId, SeqId
@@ -45,7 +47,6 @@ class EngineCore:
     def __init__(
         self,
         scheduler: Scheduler,
-        order_key: OrderKey,
         grammar: Grammar,
         clock: Clock,
         trace: DecisionTrace | NullTrace,
@@ -53,15 +54,18 @@ class EngineCore:
         vocab_size: int,
         weight_revision: str = "",
         depth: int = 1,
+        times: TimeModel | None = None,
+        gate: EntryGate | None = None,
     ) -> None:
         self.scheduler = scheduler
+        self.times: TimeModel = times or NullTimeModel()
+        self._gate: EntryGate = gate or OpenGate()
         self.cache = scheduler.cache
         self.limits = scheduler.limits
         self.vocab_size = vocab_size
         self.depth = depth
         self.is_draining = False
         self.step = 0
-        self._order_key = order_key
         self._grammar = grammar
         self._clock = clock
         self._trace = trace
@@ -116,6 +120,7 @@ class EngineCore:
         seqs = [
             self._new_sequence(request, choice, root, hashes, now_s) for choice in range(request.sampling.n)
         ]
+        self._gate.check(seqs[0], self.scheduler, now_s)
         self._requests[key] = seqs
         mask = try_token_mask(request, self.vocab_size)
         for seq in seqs:
@@ -123,7 +128,7 @@ class EngineCore:
             self._deadlines.add(seq)
             if mask is not None:
                 self._masks[seq.id] = mask
-        self.scheduler.add(seqs[0], seqs[1:])
+        self.scheduler.add(seqs[0], seqs[1:], now_s)
         self._totals["prompt"] += len(request.prompt_token_ids)
         self._trace.record(
             request.id,
@@ -133,6 +138,8 @@ class EngineCore:
                 "prompt_tokens": len(request.prompt_token_ids),
                 "ahead": len(self.scheduler.waiting) - 1,
                 "running": len(self.scheduler.running),
+                "order": str(seqs[0].key),
+                "predicted_ttft_s": seqs[0].predicted_ttft_s,
             },
         )
 
@@ -157,7 +164,10 @@ class EngineCore:
             )
 
     def _predicted_wait_s(self) -> float:
-        """A rough time until the queue has moved: its tokens over the budget, at the last step's pace."""
+        """When the queue will have moved: predicted, or its tokens over the budget at the last step's pace."""
+        predicted_s = self._gate.predicted_wait_s(self.scheduler, self._clock.now())
+        if predicted_s is not None:
+            return max(1.0, predicted_s)
         steps = 1 + self.scheduler.waiting.num_tokens / self.limits.max_num_batched_tokens
         return max(1.0, steps * self._step_time_s)
 
@@ -174,7 +184,6 @@ class EngineCore:
             max_output_tokens=max_output_tokens(request, self.limits.max_model_len),
             tables=self.cache.new_tables(hashes),
             root_hash=root,
-            key=self._order_key(request, self._next_seq),
         )
 
     def abort(
@@ -209,6 +218,8 @@ class EngineCore:
         if self._masks and self._mask_rows(step):
             step.batch = structs.replace(step.batch, has_mask=True)
             self._unmasked.append(step)
+        if self.times.wants_sample():
+            step.shape = shape_of((r.start, r.num_new_tokens) for r in step.batch.rows)
         self._inflight.append((step, start_s, self._clock.now()))
         return step.batch
 
@@ -249,6 +260,8 @@ class EngineCore:
         facts = result.facts
         self._step_time_s = now_s - max(handed_s, self._answered_s)  # it began when the one before had ended
         self._answered_s = now_s
+        if step.shape is not None and result.status == "ok":
+            self.times.observe(step.shape, self._step_time_s)
         planning_s = (handed_s - planned_s) + (self._clock.now() - now_s)
         self._step_overhead_s = max(0.0, self._step_time_s - facts.forward_s - facts.sample_s) + planning_s
         return outputs
@@ -278,6 +291,7 @@ class EngineCore:
     def _append(self, seq: Sequence, tokens: tuple[int, ...], logprobs: Any, now_s: float) -> RequestOutput:
         if seq.first_token_s is None:
             seq.first_token_s = now_s
+            self._gate.on_first_token(seq, now_s)
             if seq.id in self.scheduler.forks:
                 self.scheduler.release_forks(seq)
         for token in tokens:
@@ -303,6 +317,7 @@ class EngineCore:
         output = build_output(
             seq, now_s, logprobs=logprobs, finish_reason=reason, stop_reason=stop_reason, error=error
         )
+        self._gate.on_finish(seq, now_s)
         self.scheduler.finish(seq, is_complete=reason in ("stop", "length"))
         del self._by_id[seq.id]
         self._masks.pop(seq.id, None)
@@ -347,7 +362,7 @@ class EngineCore:
             if seq.status is not SeqStatus.RUNNING:
                 continue  # lost a copy
             if self.cache.rollback(seq.tables, seq.num_computed) < seq.num_computed:
-                self.scheduler.preempt(seq, because="interrupted")
+                self.scheduler.preempt(seq, self._clock.now(), because="interrupted")
             else:
                 seq.forget_inflight()
                 self.cache.unpromise(seq.tables, seq.num_computed)
@@ -374,7 +389,7 @@ class EngineCore:
         for seq in list(self.scheduler.running):
             held = ((g, b) for g, blocks in enumerate(seq.tables.groups) for b in blocks)
             if seq.id in relied or (copied and not copied.isdisjoint(held)):
-                self.scheduler.preempt(seq, because="what it was built on was taken back")
+                self.scheduler.preempt(seq, self._clock.now(), because="what it was built on was taken back")
         self.scheduler.drop_fork_holds()
 
     def on_io(self, result: IoResult) -> list[RequestOutput]:
@@ -422,6 +437,8 @@ class EngineCore:
             predicted_peak_blocks=scheduler.predicted_peak_blocks(),
             step_time_s=self._step_time_s,
             step_overhead_s=self._step_overhead_s,
+            step_time_error=self.times.error,
+            num_early_rejections=self._gate.num_rejected,
         )
 
     def take_kv_events(self) -> list[KvEvent]:

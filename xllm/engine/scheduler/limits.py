@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,3 +18,15 @@ class SchedulerLimits:
     max_num_queued_tokens: int = 0
     max_preemptions: int = 16
     watermark: float = 0.01
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SloOptions:
+    """What is done about latency budgets and tenants; see :class:`xllm.config.scheduler.SchedulerConfig`."""
+
+    token_budget: bool = True
+    early_rejection: bool = True
+    margin: float = 0.9
+    starvation_s: float = 30.0
+    is_fair: bool = False
+    weights: Mapping[str, float] = field(default_factory=dict)

@@ -1,7 +1,7 @@
 """Who gives way when blocks run out. Preemption is by recompute; committed blocks stay cached, so it costs little.
 
-Victims come in this order: waiting forks that hold blocks (they lose a tail copy), offline before online, the policy's
-last before its first; a sequence preempted ``max_preemptions`` times is spared while another can be found.
+Victims come in this order: waiting forks that hold blocks (they lose a tail copy), offline before online, the
+policy's last before its first; a sequence preempted ``max_preemptions`` times is spared while another can be found.
 """
 
 from __future__ import annotations

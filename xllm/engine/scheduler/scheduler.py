@@ -1,11 +1,13 @@
 """Scheduler: hands out a step's token budget.
 
-Running sequences first (those that need one token before those that need many), then the waiting ones in the policy's
-order, until the token budget, the rows or the blocks are used up. A sequence that cannot get blocks makes later ones
-give way; when there are none it sits the step out and keeps what it has.
+Running sequences that need one token first, then, in the policy's order, running ones that need more and waiting ones
+ordered before them, then the other waiting ones, until the token budget, the rows or the blocks are used up. A
+sequence that cannot get blocks makes later ones give way; when there are none it sits the step out and keeps what it
+has.
 
-This file refuses features: an order is an OrderKey, admission an AdmissionPolicy, memory the KVCache, victims
-:mod:`preemption`. Nothing here knows about logprobs, speculation, grammars, transfers or images.
+This file refuses features: an order is an OrderPolicy, the size of a chunk a StepBudget, admission an
+AdmissionPolicy, memory the KVCache, victims :mod:`preemption`. Nothing here knows about logprobs, speculation,
+grammars, transfers, images or time.
 
 INVARIANTS
 - A sequence is in exactly one of: waiting queue, forks (waiting for a sibling's prefill), running, finished.
@@ -23,11 +25,14 @@ from dataclasses import dataclass
 from xllm.base.trace import DecisionTrace, NullTrace
 from xllm.engine.cache.kv_cache import KVCache, PrefixHit, Promise
 from xllm.engine.scheduler.admission.policy import AdmissionPolicy
+from xllm.engine.scheduler.budget import FixedBudget, StepBudget
 from xllm.engine.scheduler.limits import SchedulerLimits
+from xllm.engine.scheduler.order import ORDER_KEYS, OrderPolicy, StaticOrder
 from xllm.engine.scheduler.preemption import choose_victim
 from xllm.engine.scheduler.queue import WaitingQueue
 from xllm.engine.scheduler.rows import RowTable
-from xllm.engine.scheduler.sequence import SeqStatus, Sequence
+from xllm.engine.scheduler.sequence import Key, SeqStatus, Sequence
+from xllm.perf.step_time import StepShape
 from xllm.types.batch import Batch, BatchRow, BlockCopy, NewRow
 from xllm.types.ids import SeqId, StepId
 
@@ -40,6 +45,8 @@ class ScheduledStep:
     seqs: list[Sequence]
     generations: list[int]
     promises: list[Promise]
+    shape: StepShape | None = None
+    """Where the step's time is to be learned."""
 
 
 class Scheduler:
@@ -51,9 +58,12 @@ class Scheduler:
         cache: KVCache,
         admission: AdmissionPolicy,
         trace: DecisionTrace | NullTrace,
+        order: OrderPolicy | None = None,
+        budget: StepBudget | None = None,
     ) -> None:
         self.limits = limits
         self.cache = cache
+        self.order: OrderPolicy = order or StaticOrder(ORDER_KEYS["fcfs"])
         self.waiting = WaitingQueue()
         self.forks: dict[SeqId, list[Sequence]] = {}
         self.running: list[Sequence] = []
@@ -64,13 +74,16 @@ class Scheduler:
         self.num_hit_tokens = 0
         self._main = cache.main_group
         self._admission = admission
+        self._budget: StepBudget = budget or FixedBudget()
         self._trace = trace
         self._copies: list[BlockCopy] = []
 
     # -- a sequence comes and goes ----------------------------------------------------------------------------------
 
-    def add(self, first: Sequence, siblings: list[Sequence]) -> None:
+    def add(self, first: Sequence, siblings: list[Sequence], now_s: float) -> None:
         """Queue a request's first choice; its siblings wait for that one's prefill and then fork from it."""
+        for seq in (first, *siblings):
+            seq.key = self.order.key(seq, now_s)
         self.waiting.push(first)
         if siblings:
             self.forks[first.id] = siblings
@@ -121,10 +134,14 @@ class Scheduler:
 
     def schedule(self, step: StepId, now_s: float) -> ScheduledStep | None:
         """The next step, or None when nothing can run now."""
-        plan = _StepPlan(step, self.limits.max_num_batched_tokens)
+        if self.order.rank(self.waiting.values(), self.running, now_s):
+            self.waiting.reorder()
+            self.running.sort(key=_key_of)
+        self._budget.begin(self.running)
+        plan = _StepPlan(step, self.limits.max_num_batched_tokens, now_s)
         memory_is_short = self._schedule_running(plan)
         if not memory_is_short:
-            self._schedule_waiting(plan, now_s)
+            self._schedule_waiting(plan)
         if not plan.rows:
             return None
         copies, self._copies = tuple(self._copies), []
@@ -134,6 +151,7 @@ class Scheduler:
             new_rows=tuple(plan.new_rows),
             freed_rows=self.rows.take_freed(),
             copies=copies,
+            page_orders=self.cache.take_page_orders(),
             num_tokens=self.limits.max_num_batched_tokens - plan.budget,
             interruptible=all(s.request.offline for s in plan.seqs),
             epoch=self.epoch,
@@ -149,39 +167,48 @@ class Scheduler:
             for seq, need in ordered:
                 if seq.status is not SeqStatus.RUNNING:
                     continue  # gave way earlier in this loop
-                num_new = need if need <= plan.budget else self._cut(plan)
+                if need > 1 and not is_short:
+                    self._schedule_waiting(plan, before=seq.key)
+                num_new = self._chunk(seq, seq.num_scheduled, need, plan)
                 if num_new == 0:
                     continue
-                if self._make_room(seq, seq.num_scheduled + num_new, plan.step):
+                if self._make_room(seq, seq.num_scheduled + num_new, plan):
                     self._place(seq, num_new, plan)
                 else:
                     is_short = True
             # Everyone sits the step out and nothing is in flight: the last in order gives way, then it is tried again.
             if plan.rows or not is_short or any(s.num_inflight for s in self.running):
                 return is_short
-            self.preempt(self.running[-1], because="nobody could grow")
+            self.preempt(self.running[-1], plan.now_s, because="nobody could grow")
 
-    def _cut(self, plan: _StepPlan) -> int:
-        """How much of a need above the budget fits: the rest of the budget, or nothing without chunked prefill."""
-        return plan.budget if self.limits.enable_chunked_prefill else 0
+    def _chunk(self, seq: Sequence, start: int, need: int, plan: _StepPlan) -> int:
+        """How much of a need fits the step; without chunked prefill all of it or nothing."""
+        if need == 1:
+            return min(1, plan.budget)
+        if not self.limits.enable_chunked_prefill:
+            return need if need <= plan.budget else 0
+        return self._budget.grant(seq, start, min(need, plan.budget)) if plan.budget else 0
 
-    def _schedule_waiting(self, plan: _StepPlan, now_s: float) -> None:
-        if not len(self.waiting) or plan.budget == 0 or len(self.running) >= self.limits.max_num_seqs:
-            return
-        self._admission.begin_round(self.running, self.cache)
-        while plan.budget > 0 and len(self.running) < self.limits.max_num_seqs:
+    def _schedule_waiting(self, plan: _StepPlan, before: Key | None = None) -> None:
+        """Admit waiting sequences in order, only those with a key below ``before`` where one is given."""
+        while not plan.is_closed and plan.budget > 0 and len(self.running) < self.limits.max_num_seqs:
             seq = self.waiting.peek()
-            if seq is None:
+            if seq is None or (before is not None and seq.key >= before):
                 return
-            if not self._try_admit(seq, plan, now_s) and (self.running or not self.drop_fork_holds()):
-                return
+            if not plan.has_round:
+                plan.has_round = True
+                self._admission.begin_round(self.running, self.cache)
+            if not self._try_admit(seq, plan) and (self.running or not self.drop_fork_holds()):
+                plan.is_closed = True
 
-    def _try_admit(self, seq: Sequence, plan: _StepPlan, now_s: float) -> bool:
+    def _try_admit(self, seq: Sequence, plan: _StepPlan) -> bool:
         cache = self.cache
         known = len(seq.token_ids)
         if seq.tables.num_blocks:  # a fork: its prefix is in place
             hit = cache.no_hit
-            num_new = min(known - seq.num_computed, plan.budget)
+            num_new = self._chunk(seq, seq.num_computed, known - seq.num_computed, plan)
+            if num_new == 0:
+                return False
             is_in = self._admission.may_admit(seq, hit) and cache.try_grow(
                 seq.tables, seq.num_computed + num_new
             )
@@ -189,8 +216,7 @@ class Scheduler:
             if known // cache.block_size > len(seq.tables.hashes):
                 cache.extend_hashes(seq.tables, seq.root_hash, seq.token_ids)
             hit = cache.match(seq.tables, known if seq.prompt_logprobs_sent else 0)
-            need = known - hit.num_tokens
-            num_new = need if need <= plan.budget else self._cut(plan)
+            num_new = self._chunk(seq, hit.num_tokens, known - hit.num_tokens, plan)
             if num_new == 0:
                 return False
             is_in = self._admission.may_admit(seq, hit) and self._take_blocks(seq, hit, num_new)
@@ -198,13 +224,14 @@ class Scheduler:
             self._hold_back(seq, hit, plan.step)
             return False
         self._admission.on_admit(seq)
+        self.order.on_admit(seq, seq.num_computed)
         self.waiting.remove(seq)
-        bisect.insort(self.running, seq, key=lambda s: s.key)
+        bisect.insort(self.running, seq, key=_key_of)
         seq.status = SeqStatus.RUNNING
         seq.waiting_for = frozenset()
         seq.row = self.rows.take()
         if seq.admitted_s is None:
-            seq.admitted_s = now_s
+            seq.admitted_s = plan.now_s
         self._trace.record(
             seq.request.id,
             "admitted",
@@ -213,6 +240,8 @@ class Scheduler:
                 "step": plan.step,
                 "cached_tokens": seq.num_computed,
                 "new_tokens": num_new,
+                **self.cache.explain(seq.tables),
+                "order": str(seq.key),
             },
         )
         self._place(seq, num_new, plan)
@@ -266,6 +295,7 @@ class Scheduler:
                     choice=seq.choice,
                     token_ids=tuple(seq.token_ids),
                     block_tables=tables.take_new(),
+                    range_id=tables.range_id,
                 )
             )
         elif tables.num_mentioned[self._main] != len(tables.groups[self._main]):
@@ -277,23 +307,26 @@ class Scheduler:
         plan.budget -= num_new
         seq.scheduled_step = plan.step
         seq.num_inflight += num_new
+        if num_new > 1:
+            self._budget.on_placed(start, num_new)
         if num_logits:
             seq.num_pending_samples += num_logits
             seq.last_sample_step = plan.step
+            self.order.on_sample(seq)
 
     # -- blocks run out ---------------------------------------------------------------------------------------------
 
-    def _make_room(self, seq: Sequence, num_tokens: int, step: StepId) -> bool:
+    def _make_room(self, seq: Sequence, num_tokens: int, plan: _StepPlan) -> bool:
         """Blocks for ``num_tokens`` tokens of a running sequence, at the cost of later ones."""
         while not self.cache.try_grow(seq.tables, num_tokens):
             if self.drop_fork_holds():
                 continue
             victim = choose_victim(
-                self.running, for_seq=seq, step=step, max_preemptions=self.limits.max_preemptions
+                self.running, for_seq=seq, step=plan.step, max_preemptions=self.limits.max_preemptions
             )
             if victim is None:
                 return False
-            self.preempt(victim, because=seq.request.id)
+            self.preempt(victim, plan.now_s, because=seq.request.id)
         return True
 
     def drop_fork_holds(self) -> bool:
@@ -304,7 +337,7 @@ class Scheduler:
             seq.forget_computed()
         return bool(holders)
 
-    def preempt(self, seq: Sequence, *, because: str) -> None:
+    def preempt(self, seq: Sequence, now_s: float, *, because: str) -> None:
         """Take a running sequence's row and blocks; it waits and recomputes (mostly from the prefix cache)."""
         self._leave_running(seq)
         self.cache.free(seq.tables)
@@ -312,11 +345,12 @@ class Scheduler:
         seq.status = SeqStatus.PREEMPTED
         seq.num_preemptions += 1
         self.num_preemptions += 1
+        seq.key = self.order.key(seq, now_s)
         self.waiting.push(seq)
         self._trace.record(seq.request.id, "preempted", {"choice": seq.choice, "by": because})
 
     def _leave_running(self, seq: Sequence) -> None:
-        index = bisect.bisect_left(self.running, seq.key, key=lambda s: s.key)
+        index = bisect.bisect_left(self.running, seq.key, key=_key_of)
         assert self.running[index] is seq
         del self.running[index]
         assert seq.row is not None
@@ -325,14 +359,21 @@ class Scheduler:
         seq.row_known = False
 
 
+def _key_of(seq: Sequence) -> Key:
+    return seq.key
+
+
 class _StepPlan:
     """A step while it is being put together."""
 
-    __slots__ = ("budget", "new_rows", "promises", "rows", "seqs", "step")
+    __slots__ = ("budget", "has_round", "is_closed", "new_rows", "now_s", "promises", "rows", "seqs", "step")
 
-    def __init__(self, step: StepId, budget: int) -> None:
+    def __init__(self, step: StepId, budget: int, now_s: float) -> None:
         self.step = step
         self.budget = budget
+        self.now_s = now_s
+        self.has_round = False
+        self.is_closed = False
         self.rows: list[BatchRow] = []
         self.new_rows: list[NewRow] = []
         self.seqs: list[Sequence] = []

@@ -7,8 +7,8 @@ The token ranges of a sequence::
     |<---- num_computed ---->|<-- num_inflight -->|<-- still to schedule (need) ---->|
       KV is there, certain      KV being written
 
-Prefill and decode are not phases: a step hands out tokens until the computed catch up with the known ones, and whoever
-reaches its last known token gets a sample.
+Prefill and decode are not phases: a step hands out tokens until the computed catch up with the known ones, and
+whoever reaches its last known token gets a sample.
 
 INVARIANTS
 - ``num_computed + num_inflight <= len(token_ids) + num_pending_samples``.
@@ -19,11 +19,15 @@ INVARIANTS
 from __future__ import annotations
 
 import enum
+import math
 
 from xllm.engine.cache.block_table import BlockTables
 from xllm.types.ids import BlockHash, RowId, SeqId
 from xllm.types.output import PositionLogprobs
 from xllm.types.request import Request
+
+Key = tuple[float, ...]
+"""Place in an order: smaller runs first; the last number is unique."""
 
 
 class SeqStatus(enum.Enum):
@@ -46,6 +50,7 @@ class Sequence:
         "arrival_s",
         "choice",
         "deadline_s",
+        "due_s",
         "first_token_s",
         "generation",
         "id",
@@ -60,8 +65,10 @@ class Sequence:
         "num_preemptions",
         "num_prompt",
         "num_ready",
+        "predicted_ttft_s",
         "prompt_logprobs",
         "prompt_logprobs_sent",
+        "queued_s",
         "request",
         "root_hash",
         "row",
@@ -71,6 +78,7 @@ class Sequence:
         "stop_ids",
         "tables",
         "token_ids",
+        "tpot_s",
         "waiting_for",
     )
 
@@ -85,7 +93,7 @@ class Sequence:
         max_output_tokens: int,
         tables: BlockTables,
         root_hash: BlockHash,
-        key: tuple[int, ...],
+        key: Key = (),
     ) -> None:
         resumed = request.resumed_output_ids[choice] if request.resumed_output_ids else ()
         self.id = seq_id
@@ -118,6 +126,14 @@ class Sequence:
         self.arrival_s = now_s - request.age_s
         remaining = request.deadline_in_s
         self.deadline_s = None if remaining is None else now_s + remaining
+        slo = request.slo
+        first_s = math.inf if slo.ttft_ms is None else slo.ttft_ms / 1e3
+        whole_s = math.inf if slo.ttlt_ms is None else slo.ttlt_ms / 1e3
+        self.due_s = self.arrival_s + min(first_s, whole_s)
+        """When the first token is wanted; the last one counts here too: nothing ends before it begins."""
+        self.tpot_s = math.inf if slo.tpot_ms is None else slo.tpot_ms / 1e3
+        self.predicted_ttft_s: float | None = None
+        self.queued_s = now_s
         self.admitted_s: float | None = None
         self.first_token_s: float | None = None
 

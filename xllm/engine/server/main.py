@@ -136,7 +136,10 @@ async def _serve(
     process.attach(server)
     on_ready(server.info())
     log.info("ready at %s", address)
-    return await server.run()
+    try:
+        return await server.run()
+    finally:
+        built.save_fit()
 
 
 def run_child(control: socket.socket) -> int:

@@ -109,7 +109,9 @@ def test_refusals_are_typed_and_leave_no_trace() -> None:
         (InvalidRequest, {"prompt": 3, "resumed_output_ids": ((1, 2, 3, 4),)}),
         (Unsupported, {"prompt": 3, "media": (item,)}),
         (Unsupported, {"prompt": 3, "adapter": "lora"}),
-        (Unsupported, {"prompt": 3, "slo": SloBudgets(ttft_ms=5.0)}),
+        (InvalidRequest, {"prompt": 3, "slo": SloBudgets(ttft_ms=0.0)}),
+        (InvalidRequest, {"prompt": 3, "slo": SloBudgets(tpot_ms=-5.0)}),
+        (InvalidRequest, {"prompt": 3, "slo": SloBudgets(ttlt_ms=float("nan"))}),
         (Unsupported, {"prompt": 3, "grammar": GrammarSpec(kind="json", text="{}")}),
     ]
     for error, fields in cases:

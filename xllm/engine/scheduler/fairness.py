@@ -1,0 +1,133 @@
+"""FairOrder: every tenant gets its share of tokens (virtual token counter; Sheng et al., OSDI 2024).
+
+Each tenant has a counter of the service it received: computed prompt tokens plus twice its output tokens (an output
+token costs more than a prompt token), divided by its weight. Waiting requests of the tenant with the lowest counter go
+first; among one tenant's requests another policy decides. A tenant that comes back after a pause is lifted to the
+lowest counter among the active ones: credit cannot be saved up. Whoever runs keeps running: only the queue is fair,
+nobody is preempted for fairness.
+
+INVARIANTS
+- Between two tenants with waiting requests the difference of weighted service stays below the largest single charge
+  between two rankings on each side (one prompt, or the output of the running sequences while nothing is admitted).
+- Counters of at most ``MAX_TENANTS`` tenants are kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+
+from xllm.engine.scheduler.order import OrderPolicy
+from xllm.engine.scheduler.sequence import Key, Sequence
+from xllm.errors import ConfigError
+from xllm.types.tenant import user_tenant
+
+PROMPT_COST, OUTPUT_COST = 1.0, 2.0
+MAX_TENANTS = 4096
+RUNNING, QUEUED = 0, 1
+
+
+def parse_weights(texts: Iterable[str]) -> dict[str, float]:
+    """``user:alice=2`` or ``key:1f2e...=4`` (the tenant as ``/debug`` shows it) -> weight per tenant.
+
+    Raises:
+        ConfigError: a text is malformed or a weight is not above 0.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.rpartition("=")
+        kind, colon, rest = name.partition(":")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not (equals and colon and rest and kind in ("user", "key")) or not 0 < weight < math.inf:
+            raise ConfigError(
+                f"tenant weight {text!r} cannot be read",
+                hint="user:NAME=WEIGHT or key:HASH=WEIGHT, a weight above 0",
+            )
+        weights[user_tenant(rest) if kind == "user" else name] = weight
+    return weights
+
+
+class FairOrder:
+    """See the module; ``inner`` orders the requests of one tenant."""
+
+    def __init__(self, inner: OrderPolicy, weights: Mapping[str, float] | None = None) -> None:
+        self._inner = inner
+        self._weights = dict(weights or {})
+        self._counters: dict[str, float] = {}
+        self._active: set[str] = set()
+
+    def counter(self, tenant: str) -> float:
+        """Weighted service a tenant has received (lifted where it paused)."""
+        return self._counters.get(tenant, 0.0)
+
+    def _charge(self, tenant: str, tokens: float) -> None:
+        weight = self._weights.get(tenant, 1.0)
+        self._counters[tenant] = self._counters.get(tenant, 0.0) + tokens / weight
+
+    def key(self, seq: Sequence, now_s: float) -> Key:
+        """Behind what its tenant got so far; exact from the next ranking on."""
+        inner = self._inner.key(seq, now_s)
+        if seq.num_preemptions:
+            return (int(seq.request.offline), RUNNING, 0.0, *inner)
+        return (int(seq.request.offline), QUEUED, self.counter(seq.request.tenant), *inner)
+
+    def rank(self, waiting: Collection[Sequence], running: Collection[Sequence], now_s: float) -> bool:
+        """Tags for everybody: a tenant's k-th request stands where its first k-1 will have brought the counter."""
+        if not len(waiting):
+            return False
+        inner_key = self._inner_keys(waiting, running, now_s)
+        self._lift({s.request.tenant for s in waiting}, {s.request.tenant for s in running})
+        tags: dict[str, float] = {}
+        for seq in sorted(waiting, key=lambda s: inner_key[s.id]):
+            offline, key = int(seq.request.offline), inner_key[seq.id]
+            if seq.num_preemptions:  # it has been charged: it goes on where it was
+                seq.key = (offline, RUNNING, 0.0, *key)
+                continue
+            tenant = seq.request.tenant
+            tag = tags.get(tenant)
+            if tag is None:
+                tag = self._counters[tenant]
+            seq.key = (offline, QUEUED, tag, *key)
+            tags[tenant] = tag + PROMPT_COST * len(seq.token_ids) / self._weights.get(tenant, 1.0)
+        for seq in running:
+            seq.key = (int(seq.request.offline), RUNNING, 0.0, *inner_key[seq.id])
+        return True
+
+    def _inner_keys(
+        self, waiting: Collection[Sequence], running: Collection[Sequence], now_s: float
+    ) -> dict[int, Key]:
+        """The inner policy ranks under its own keys; ours are put back over them."""
+        for seq in (*waiting, *running):
+            seq.key = seq.key[3:]
+        self._inner.rank(waiting, running, now_s)
+        return {s.id: s.key for s in (*waiting, *running)}
+
+    def _lift(self, waiting: set[str], running: set[str]) -> None:
+        """Tenants that were away start at the lowest counter of those that were not."""
+        present = waiting | running
+        stayed = self._active & present
+        if stayed:
+            floor = min(self._counters.get(t, 0.0) for t in stayed)
+        else:
+            floor = max((self._counters.get(t, 0.0) for t in self._active), default=0.0)
+        for tenant in present - stayed:
+            self._counters[tenant] = max(self._counters.get(tenant, 0.0), floor)
+        self._active = present
+        if len(self._counters) > MAX_TENANTS:
+            away = sorted(self._counters.keys() - present, key=lambda t: self._counters[t])
+            for tenant in away[: len(self._counters) - MAX_TENANTS]:
+                del self._counters[tenant]
+
+    def on_admit(self, seq: Sequence, num_cached: int) -> None:
+        """Charge the prompt once; what was cached is free, what a preemption threw away is not charged again."""
+        self._inner.on_admit(seq, num_cached)
+        if not seq.num_preemptions:
+            self._charge(seq.request.tenant, PROMPT_COST * max(0, len(seq.token_ids) - num_cached))
+
+    def on_sample(self, seq: Sequence) -> None:
+        """Charge an output token."""
+        self._inner.on_sample(seq)
+        self._charge(seq.request.tenant, OUTPUT_COST)
