@@ -117,8 +117,9 @@ def window_data(
     tokens_per_step: int,
     tokens_per_micro: int,
     max_length: int,
+    late: bool = False,
 ) -> list[list[Micro]]:
-    """The rectangles of the next `steps` optimizer steps; a function of (seed, window) alone.
+    """The rectangles of the next `steps` optimizer steps; a function of (seed, window, late) alone.
 
     Sorting a whole window by length keeps padding to a few percent; dealing the sorted rectangles round
     gives every step short, middle and long conversations alike.
@@ -127,7 +128,7 @@ def window_data(
     samples: list[Sample] = []
     total = 0
     while total < tokens_per_step * steps:
-        sample = encode(tokenizer, training_document(rng), max_length)
+        sample = encode(tokenizer, training_document(rng, late=late), max_length)
         samples.append(sample)
         total += len(sample.ids)
     samples.sort(key=lambda sample: len(sample.ids))

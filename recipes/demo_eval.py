@@ -17,7 +17,6 @@ from small_world.rendering import segments
 GATES = {
     "capitals": 0.95, "facts": 0.95, "sums": 0.90, "json": 0.95, "tools": 0.95, "followups": 0.85,
 }  # fmt: skip
-# families whose right answer is a whole conversation turn later than the first: held-out follow-up phrasings
 MAX_NEW_TOKENS = {"stories": 512, "texts": 260, "mixed": 260}
 
 
@@ -46,7 +45,15 @@ def is_right(document: Document, answer: str) -> bool:
         words = answer.split()
         fresh = len({" ".join(words[i : i + 8]) for i in range(len(words))}) / max(1, len(words))
         return fresh > 0.95 and all(part in answer for part in document.expect)
-    return all(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", answer) is not None for part in document.expect)
+    return all(_holds(answer, part) for part in document.expect)
+
+
+def _holds(answer: str, part: str) -> bool:
+    """Whether the part stands in the answer as whole words; case counts for short parts such as "Au"."""
+    left = r"(?<!\w)" if part[:1].isalnum() else ""
+    right = r"(?!\w)" if part[-1:].isalnum() else ""
+    flags = re.IGNORECASE if len(part) > 2 else 0
+    return re.search(left + re.escape(part) + right, answer, flags) is not None
 
 
 def is_well_formed(document: Document, answer: str) -> bool | None:

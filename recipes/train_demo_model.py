@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -42,7 +41,8 @@ class Plan:
     muon_lr: float = 0.02
     adam_lr: float = 3e-3
     warmup_steps: int = 100
-    decay_share: float = 0.35
+    late_from_step: int = 1600
+    decay_share: float = 0.45
     ema_decay: float = 0.995
 
 
@@ -93,6 +93,7 @@ def step_stream(tokenizer: Tokenizer, plan: Plan, first_step: int) -> Iterator[l
         steps = window_data(
             tokenizer, plan.seed, window, steps=plan.steps_per_window, tokens_per_step=plan.tokens_per_step,
             tokens_per_micro=plan.tokens_per_micro, max_length=plan.max_length,
+            late=window * plan.steps_per_window >= plan.late_from_step,
         )  # fmt: skip
         yield from steps[skip:]
         skip, window = 0, window + 1
@@ -170,13 +171,20 @@ def save_checkpoint(
     os.replace(path.with_suffix(".tmp"), path)
 
 
+def shown_command(args: argparse.Namespace, plan: Plan) -> str:
+    """The command without the paths of this machine."""
+    length = f"--minutes {plan.minutes:g}" if plan.tokens is None else f"--tokens {plan.tokens}"
+    return f"python recipes/train_demo_model.py --out DIR {length} --seed {plan.seed} --device {args.device}"
+
+
 def describe(args: argparse.Namespace, plan: Plan, shape: ModelShape) -> dict[str, object]:
     """Machine, versions and command: what a reader needs to repeat the run."""
     import tokenizers
 
     return {
-        "command": "python recipes/train_demo_model.py " + " ".join(sys.argv[1:]),
-        "plan": asdict(plan), "shape": asdict(shape), "device": args.device, "workers": args.workers, "threads": torch.get_num_threads(),
+        "command": shown_command(args, plan), "plan": asdict(plan), "shape": asdict(shape),
+        "parameters": sum(weight.numel() for weight in SmallModel(shape).parameters()),
+        "device": args.device, "workers": args.workers, "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"
         + (f", {torch.cuda.get_device_name()}" if args.device == "cuda" else ""),
         "python": platform.python_version(), "torch": torch.__version__, "tokenizers": tokenizers.__version__,
@@ -295,11 +303,14 @@ def main() -> None:
     report: dict[str, object] = {}
     if not args.eval_only:
         report["training"] = run_training(args, plan)
+    from demo_card import write_card
     from demo_eval import evaluate, write_report
 
     directory = Path(args.eval_only or args.out)
     report["evaluation"] = evaluate(directory, seed=args.seed, limit=args.eval_limit, device=args.device)
     write_report(report, Path(args.results) if args.results else None)
+    if "training" in report:
+        write_card(report, directory)
 
 
 if __name__ == "__main__":

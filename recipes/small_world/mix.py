@@ -16,13 +16,17 @@ from .texts import text_document
 from .thinking import think_document
 from .tooluse import tool_document
 
+# family -> its share of the documents early and late in the run: facts and sums are learned first, then what
+# has to be copied exactly out of the conversation (JSON, tool calls, names) gets more room
 WEIGHTS = (
-    (capital_document, 9.0), (fact_document, 20.0), (calculation_document, 19.0), (talk_document, 7.0),
-    (followup_document, 14.0), (mixed_document, 6.0), (text_document, 6.0), (json_document, 9.0),
-    (tool_document, 5.0), (think_document, 4.0), (story_document, 2.5), (name_document, 1.0),
+    (capital_document, 9.0, 4.0), (fact_document, 20.0, 17.0), (calculation_document, 19.0, 17.0),
+    (talk_document, 7.0, 7.0), (followup_document, 14.0, 13.0), (mixed_document, 6.0, 5.0),
+    (text_document, 6.0, 7.0), (json_document, 9.0, 15.0), (tool_document, 5.0, 8.0),
+    (think_document, 4.0, 5.0), (story_document, 2.5, 1.5), (name_document, 1.0, 2.0),
 )  # fmt: skip
-_MAKERS = [maker for maker, _ in WEIGHTS]
-_SHARES = [share for _, share in WEIGHTS]
+_MAKERS = [maker for maker, _, _ in WEIGHTS]
+_EARLY = [share for _, share, _ in WEIGHTS]
+_LATE = [share for _, _, share in WEIGHTS]
 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "You are helpful.", "You are a friendly assistant.",
@@ -47,10 +51,10 @@ def _with_system(w: Writer, document: Document) -> Document:
     return document
 
 
-def training_document(rng: random.Random) -> Document:
+def training_document(rng: random.Random, *, late: bool = False) -> Document:
     """One conversation from the training side of every pool."""
     w = Writer(rng)
-    maker = rng.choices(_MAKERS, _SHARES)[0]
+    maker = rng.choices(_MAKERS, _LATE if late else _EARLY)[0]
     document = maker(w)
     if maker is mixed_document and w.chance(0.08):
         document = mixed_document(w, max_exchanges=40)
