@@ -123,6 +123,8 @@ def test_wrong_requests_leave_nothing_behind(llm: LLM) -> None:
         llm.generate(["fine", "x" * 3000, "fine"], long, use_tqdm=False)
     with pytest.raises(InvalidRequest, match="prompt"):
         llm.generate([5], use_tqdm=False)  # type: ignore[list-item]
+    with pytest.raises(InvalidRequest, match="prompt_token_ids"):
+        llm.generate({"prompt_token_ids": [1.5]}, use_tqdm=False)
     with pytest.raises(InvalidRequest, match="messages"):
         llm.chat([{"role": "user", "colour": "red"}], use_tqdm=False)
     with pytest.raises(InvalidRequest, match="sampling_params"):

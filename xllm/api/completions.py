@@ -33,6 +33,8 @@ from xllm.types.output import PositionLogprobs
 from xllm.types.request import Request
 
 MAX_PROMPTS = 1024
+MAX_CALL_CHOICES = 4096
+"""Prompts times n of one call: every choice costs the edge an object before the first token."""
 
 Prompt = str | list[int]
 
@@ -95,6 +97,12 @@ async def build_completion_requests(
     if body.echo and body.stream and body.logprobs is not None:
         raise InvalidRequest("echo with logprobs cannot be streamed", hint="leave stream out", param="echo")
     sampling = edge.preprocessor.default_sampling(values)
+    if len(prompts) * sampling.n > MAX_CALL_CHOICES:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts with n={sampling.n} make {len(prompts) * sampling.n} choices",
+            hint=f"ask for at most {MAX_CALL_CHOICES} per call",
+            param="n",
+        )
     adds_special = True if body.add_special_tokens is None else body.add_special_tokens
     room = edge.backend.model.max_model_len - (sampling.max_tokens or 1)
     requests = []

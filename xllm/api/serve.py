@@ -106,6 +106,15 @@ class HttpServer:
             self._server.should_exit = True
 
 
+def check_address(config: ApiConfig) -> None:
+    """Find out before a model is loaded whether the server will be able to listen.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    _listen(config.host, config.port).close()
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """A listening TCP socket. Its protocol number is given: asyncio switches Nagle's algorithm off only then."""
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,6 +15,9 @@ from xllm.api.chat import template_messages
 from xllm.api.decode import decode_body, read_body
 from xllm.api.protocol import DetokenizeRequest, TokenizeRequest
 from xllm.errors import InvalidRequest
+
+_MANY_IDS = 16_384
+"""From here on decoding takes so long that streams would notice."""
 
 
 async def tokenize(edge: Edge, http: HttpRequest) -> ASGIApp:
@@ -62,11 +66,17 @@ async def detokenize(edge: Edge, http: HttpRequest) -> ASGIApp:
     """Text of token ids, special ones included unless told otherwise."""
     body = decode_body(await read_body(http, edge.max_body_bytes), DetokenizeRequest)
     edge.check_model(body.model)
-    size = edge.backend.model.vocab_size
-    for token_id in body.tokens:
-        if not 0 <= token_id < size:
-            raise InvalidRequest(
-                f"token id {token_id} is not in the vocabulary", hint=f"use 0..{size - 1}", param="tokens"
-            )
-    text = edge.backend.text.tokenizer.decode(body.tokens, bool(body.skip_special_tokens))
+    ids, size = body.tokens, edge.backend.model.vocab_size
+    if ids and (min(ids) < 0 or max(ids) >= size):
+        wrong = next(i for i in ids if not 0 <= i < size)
+        raise InvalidRequest(
+            f"token id {wrong} is not in the vocabulary", hint=f"use 0..{size - 1}", param="tokens"
+        )
+    decode = edge.backend.text.tokenizer.decode
+    skips_special = bool(body.skip_special_tokens)
+    text = (
+        decode(ids, skips_special)
+        if len(ids) < _MANY_IDS
+        else await asyncio.to_thread(decode, ids, skips_special)
+    )
     return Response(msgspec.json.encode({"prompt": text}), media_type="application/json")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from msgspec import structs
 
 from xllm.api.app import build_app
-from xllm.api.serve import HttpServer
+from xllm.api.serve import HttpServer, check_address
 from xllm.api.text_pipeline import TextPipeline
 from xllm.base.event_loop import run_event_loop
 from xllm.base.waits import WaitTable, install_dump_signal
@@ -39,6 +39,7 @@ def run_engine(config: EngineConfig) -> int:
 
 def serve(config: ServeConfig) -> int:
     """``xllm serve``: an engine process and, here, the service and its edge; returns the exit status."""
+    check_address(config.api)
     starting = _StartingEngine(config.engine)
     try:
         text = build_text(config)  # while the engine loads its weights

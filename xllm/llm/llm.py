@@ -15,89 +15,43 @@ INVARIANTS
 from __future__ import annotations
 
 import asyncio
-import copy
 import queue
 import secrets
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from xllm.api.chat import template_messages
-from xllm.api.generation import ChoiceResult, Generation
+from xllm.api.generation import Generation
 from xllm.api.observe import NullObserver
 from xllm.api.preprocess import Admission, Preprocessor
 from xllm.api.protocol import Message
-from xllm.base.event_loop import new_event_loop
 from xllm.config.load import load_arguments
 from xllm.config.serve import ServeConfig
-from xllm.errors import CapacityError, InvalidRequest, XllmError
+from xllm.errors import CapacityError, InvalidRequest
 from xllm.launch.engine_process import EngineProcess
+from xllm.llm.inputs import GivenPrompt, checked, listed
+from xllm.llm.loop_thread import LoopThread, all_or_none, without_frames
+from xllm.llm.results import CompletionOutput, RequestOutput, ResultMaker
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord
 from xllm.service.build import build_service, build_text
 from xllm.service.service import Service
 from xllm.text.tokenizer import Tokenizer
-from xllm.types.output import PositionLogprobs
 from xllm.types.sampling import SamplingParams
 
-T = TypeVar("T")
 Prompt = str | Mapping[str, Any] | Sequence[int]
 Conversation = Sequence[Mapping[str, Any]]
 
 _MAX_SECONDS = 7 * 86_400.0
 _WINDOW = 1024
 """Requests in flight at once where the engine's queue has no limit."""
-_CLOSE_S = 1.0
-
-
-@dataclass(slots=True)
-class Logprob:
-    """One token's log-probability and rank (1 = most likely)."""
-
-    logprob: float
-    rank: int
-    decoded_token: str
-
-
-@dataclass(slots=True)
-class CompletionOutput:
-    """One choice; in a stream only what is new."""
-
-    index: int
-    text: str
-    token_ids: list[int]
-    cumulative_logprob: float | None = None
-    """Sum over the choice's tokens; None when logprobs were not asked for."""
-    logprobs: list[dict[int, Logprob]] | None = None
-    """Per token: the best tokens and the chosen one."""
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-
-    @property
-    def finished(self) -> bool:
-        """Whether nothing follows."""
-        return self.finish_reason is not None
-
-
-@dataclass(slots=True)
-class RequestOutput:
-    """One prompt with its choices."""
-
-    request_id: str
-    prompt: str | None
-    """None when the prompt was given as token ids."""
-    prompt_token_ids: list[int]
-    outputs: list[CompletionOutput] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, Logprob] | None] | None = None
-    num_cached_tokens: int = 0
-    finished: bool = True
 
 
 class LLM:
@@ -112,8 +66,9 @@ class LLM:
         """
         config = ServeConfig(engine=load_arguments({"model": str(model), **options}).engine())
         self._text = build_text(config)
+        self._results = ResultMaker(self._text.tokenizer)
         engine = EngineProcess.start(config.engine)
-        self._runner = _LoopThread()
+        self._runner = LoopThread()
         self._service: Service | None = None
         self._end = weakref.finalize(self, _end_all, self._runner, engine, [])
         registry = MemoryRegistry()
@@ -161,9 +116,9 @@ class LLM:
         Raises:
             RequestError: a prompt or parameter is wrong; nothing is left running.
         """
-        listed = _as_prompts(prompts)
+        given = listed(prompts)
         return self._run_all(
-            [_Prompt.parse(item) for item in listed], sampling_params, use_tqdm, priority, True
+            [GivenPrompt.parse(item) for item in given], sampling_params, use_tqdm, priority, True
         )
 
     def chat(
@@ -184,7 +139,7 @@ class LLM:
         """
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         prompts = [
-            _Prompt(
+            GivenPrompt(
                 text=self._render(
                     cast(Conversation, conversation),
                     tools=tools,
@@ -206,7 +161,11 @@ class LLM:
         early ends the request.
         """
         is_chat = not isinstance(prompt, str | Mapping) and bool(prompt) and isinstance(prompt[0], Mapping)
-        parsed = _Prompt(text=self._render(cast(Conversation, prompt))) if is_chat else _Prompt.parse(prompt)
+        parsed = (
+            GivenPrompt(text=self._render(cast(Conversation, prompt)))
+            if is_chat
+            else GivenPrompt.parse(prompt)
+        )
         params = self._params(sampling_params, 1)[0]
         # At most max_tokens pieces: a slow reader holds up nobody, the engine least.
         pieces: queue.Queue[CompletionOutput | BaseException | None] = queue.Queue()
@@ -245,16 +204,16 @@ class LLM:
         if given is None:
             return [self.get_default_sampling_params()] * count
         if isinstance(given, SamplingParams):
-            return [_checked(given)] * count
+            return [checked(given)] * count
         if len(given) != count:
             raise InvalidRequest(
                 f"{len(given)} sampling_params for {count} prompts", hint="give one, or one each"
             )
-        return [_checked(params) for params in given]
+        return [checked(params) for params in given]
 
     def _run_all(
         self,
-        prompts: Sequence[_Prompt],
+        prompts: Sequence[GivenPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         use_tqdm: bool,
         priority: Sequence[int] | None,
@@ -272,13 +231,13 @@ class LLM:
                     self._one(prompt, wanted, level, adds_special, window, bar.update)
                     for prompt, wanted, level in zip(prompts, params, priorities, strict=True)
                 ]
-                return await _all_or_none(jobs)
+                return await all_or_none(jobs)
 
             return self._runner.run(run())
 
     async def _one(
         self,
-        prompt: _Prompt,
+        prompt: GivenPrompt,
         params: SamplingParams,
         priority: int,
         adds_special: bool,
@@ -292,10 +251,10 @@ class LLM:
             finally:
                 generation.close()
         done()
-        return self._result(prompt, generation, results)
+        return self._results.whole(prompt.text, generation, results)
 
     async def _begin(
-        self, prompt: _Prompt, params: SamplingParams, priority: int, adds_special: bool
+        self, prompt: GivenPrompt, params: SamplingParams, priority: int, adds_special: bool
     ) -> Generation:
         assert self._service is not None
         ids = prompt.ids
@@ -317,7 +276,7 @@ class LLM:
 
     async def _pump(
         self,
-        prompt: _Prompt,
+        prompt: GivenPrompt,
         params: SamplingParams,
         put: Callable[[CompletionOutput | BaseException | None], object],
         *,
@@ -331,173 +290,21 @@ class LLM:
         except asyncio.CancelledError:
             raise  # the reader has left
         except Exception as exc:
-            put(_without_frames(exc))
+            put(without_frames(exc))
 
     async def _pieces(
-        self, prompt: _Prompt, params: SamplingParams, adds_special: bool
+        self, prompt: GivenPrompt, params: SamplingParams, adds_special: bool
     ) -> AsyncGenerator[CompletionOutput, None]:
         generation = await self._begin(prompt, params, 0, adds_special)
         try:
             while not generation.is_done:
                 for delta in await generation.next_deltas():
-                    yield CompletionOutput(
-                        index=delta.index,
-                        text=delta.text,
-                        token_ids=list(delta.token_ids),
-                        logprobs=self._logprobs(delta.logprobs) if params.logprobs is not None else None,
-                        finish_reason=delta.finish_reason,
-                        stop_reason=delta.stop_reason,
-                    )
+                    yield self._results.piece(delta, has_logprobs=params.logprobs is not None)
         finally:
             generation.close()
 
-    def _result(
-        self, prompt: _Prompt, generation: Generation, results: Sequence[ChoiceResult]
-    ) -> RequestOutput:
-        request = generation.requests[0]
-        has_logprobs = request.sampling.logprobs is not None
-        found = generation.facts[0].prompt_logprobs
-        outputs = [
-            CompletionOutput(
-                index=result.index,
-                text=result.text,
-                token_ids=result.token_ids,
-                cumulative_logprob=sum(p.token.logprob for p in result.logprobs) if has_logprobs else None,
-                logprobs=self._logprobs(result.logprobs) if has_logprobs else None,
-                finish_reason=result.finish_reason,
-                stop_reason=result.stop_reason,
-            )
-            for result in results
-        ]
-        return RequestOutput(
-            request_id=request.id,
-            prompt=prompt.text,
-            prompt_token_ids=list(request.prompt_token_ids),
-            outputs=outputs,
-            prompt_logprobs=None
-            if found is None
-            else [None if p is None else self._position(p) for p in found],
-            num_cached_tokens=generation.num_cached_tokens,
-        )
 
-    def _logprobs(self, positions: Sequence[PositionLogprobs]) -> list[dict[int, Logprob]]:
-        return [self._position(position) for position in positions]
-
-    def _position(self, position: PositionLogprobs) -> dict[int, Logprob]:
-        piece = self._text.tokenizer.token_piece
-        return {
-            token.token_id: Logprob(token.logprob, token.rank, piece(token.token_id))
-            for token in (*position.top, position.token)
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    """One prompt: a text, or ids."""
-
-    text: str | None = None
-    ids: list[int] | None = None
-
-    @classmethod
-    def parse(cls, given: Any) -> _Prompt:
-        if isinstance(given, str):
-            return cls(text=given)
-        if isinstance(given, Mapping) and set(given) <= {"prompt", "prompt_token_ids"}:
-            if isinstance(ids := given.get("prompt_token_ids"), Sequence) and not isinstance(ids, str):
-                text = given.get("prompt")
-                return cls(text=text if isinstance(text, str) else None, ids=list(ids))
-            if isinstance(text := given.get("prompt"), str):
-                return cls(text=text)
-        raise InvalidRequest(
-            f"a prompt is {str(given)[:80]!r}",
-            hint='give a text, {"prompt": text} or {"prompt_token_ids": [...]}',
-            param="prompts",
-        )
-
-
-def _as_prompts(prompts: Any) -> list[Any]:
-    return [prompts] if isinstance(prompts, str | Mapping) else list(prompts)
-
-
-def _checked(params: SamplingParams) -> SamplingParams:
-    """The same with every type checked: a struct made in Python takes whatever it is given."""
-    stop: Any = params.stop
-    plain = msgspec.to_builtins(params) | ({"stop": [stop]} if isinstance(stop, str) else {})
-    try:
-        return msgspec.convert(plain, SamplingParams)
-    except msgspec.ValidationError as exc:
-        raise InvalidRequest(f"sampling_params: {exc}", hint="see SamplingParams") from exc
-
-
-async def _all_or_none(jobs: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """Every result, or the first error with the other jobs cancelled and ended."""
-    tasks = [asyncio.ensure_future(job) for job in jobs]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-
-
-def _without_frames(error: Exception) -> Exception:
-    """The same error without the frames of the loop's thread: asyncio keeps errors in reference cycles, and frames
-    in those would keep a deleted LLM, and so its engine, alive until a garbage collection."""
-    if not isinstance(error, XllmError):
-        return error  # our bug: its frames are worth more
-    fresh = copy.copy(error)
-    error.__traceback__ = None
-    return fresh
-
-
-class _LoopThread:
-    """An event loop on a daemon thread."""
-
-    def __init__(self) -> None:
-        self._loop = new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="xllm LLM", daemon=True)
-        self._thread.start()
-
-    def start(self, work: Coroutine[Any, Any, T]) -> Any:
-        """Begin ``work`` on the loop; the concurrent future of its result."""
-        if not self._thread.is_alive():
-            work.close()
-            raise InvalidRequest("this LLM is closed", hint="make a new one")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` on the loop and wait; an interrupted wait cancels it."""
-        future = self.start(work)
-        try:
-            return cast(T, future.result())
-        except XllmError as error:
-            raise _without_frames(error) from None
-        except BaseException:
-            future.cancel()
-            raise
-
-    def end(self, services: Sequence[Service]) -> None:
-        """Close the services and stop; never waits long, never fails."""
-        if not self._thread.is_alive():
-            return
-        for service in services:
-            try:
-                asyncio.run_coroutine_threadsafe(service.close(), self._loop).result(_CLOSE_S)
-            except TimeoutError:
-                pass
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_CLOSE_S)
-        if not self._thread.is_alive():
-            self._loop.close()
-
-    @property
-    def is_current(self) -> bool:
-        """Whether the caller runs on this very thread."""
-        return threading.current_thread() is self._thread
-
-
-def _end_all(runner: _LoopThread, engine: EngineProcess, services: list[Service]) -> None:
+def _end_all(runner: LoopThread, engine: EngineProcess, services: list[Service]) -> None:
     if runner.is_current:
         # The last reference went away on the loop's own thread, which cannot wait for itself.
         threading.Thread(target=_end_all, args=(runner, engine, services), name="xllm end").start()
