@@ -1,9 +1,8 @@
 """What ``scripts/gpu-check`` runs: the GPU tests, and the roofline of the GPU they ran on.
 
-Writes ``roofline.json`` (measured, medians of repetitions), ``step_times.json`` (the reference path, dummy weights),
-``tests.xml`` (JUnit) and ``summary.txt``. Bandwidth counts
-bytes read plus bytes written. The GEMM figure is the best shape tried, on random data: clocks drop under random data,
-zeros would flatter.
+Writes ``roofline.json`` (measured, medians of repetitions), ``steps.json`` (what ``xllm bench step`` measures, a
+Qwen3-0.6B shape), ``tests.xml`` (JUnit) and ``summary.txt``. Bandwidth counts bytes read plus bytes written. The GEMM
+figure is the best shape tried, on random data: clocks drop under random data, zeros would flatter.
 """
 
 from __future__ import annotations
@@ -16,16 +15,20 @@ import re
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 NEEDED = ("torch", "numpy", "msgspec", "safetensors", "tokenizers", "transformers")
 NEEDED_BY_TESTS = ("pytest", "pytest_timeout", "hypothesis")
 GPU_TESTS = ("tests/numeric", "tests/equivalence", "tests/e2e")
 GEMM_SIZES = (4096, 8192)
 COPY_BYTES = 2 * 1024**3
+STEP_ROWS = (1, 64, 256)
 
 
 def main() -> int:
@@ -53,20 +56,31 @@ def main() -> int:
     (out / "roofline.json").write_text(json.dumps(roofline, indent=2) + "\n")
     print(json.dumps(roofline, indent=2), flush=True)
     status = run_tests(out, args.pytest_args)
-    steps = [
-        sys.executable,
-        str(ROOT / "benchmarks" / "step_times.py"),
-        "--device",
-        "cuda",
-        "--shape",
-        "qwen3-0.6b",
-    ]
-    steps += ["--dtype", "bfloat16", "--json", str(out / "step_times.json")]
-    status = subprocess.run(steps, cwd=ROOT, check=False).returncode or status
+    measure_step_costs(out)
     verdict = "passed" if status == 0 else f"failed (pytest exit status {status})"
     (out / "summary.txt").write_text(f"{gpu}: GPU tests {verdict}\n{json.dumps(roofline)}\n")
     print(f"gpu-check: {gpu}: GPU tests {verdict}; results in {out}")
     return 0 if status == 0 else 1
+
+
+def measure_step_costs(out: Path) -> None:
+    """`xllm bench step` without its command line, which needs more packages than a bare GPU image has."""
+    from xllm.bench.step import format_steps, measure_steps, write_shape
+    from xllm.config.model import ModelConfig
+    from xllm.config.runner import RunnerConfig
+    from xllm.config.scheduler import SchedulerConfig
+    from xllm.config.serve import EngineConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_shape("qwen3-0.6b", Path(folder))
+        config = EngineConfig(
+            model=ModelConfig(model=folder, load_format="dummy", dtype="bfloat16", max_model_len=2048),
+            scheduler=SchedulerConfig(max_num_seqs=max(STEP_ROWS)),
+            runner=RunnerConfig(device="cuda"),
+        )
+        costs = measure_steps(config, STEP_ROWS, input_len=128, num_steps=64, seed=0)
+    print(format_steps(costs), flush=True)
+    (out / "steps.json").write_text(json.dumps([asdict(cost) for cost in costs], indent=1) + "\n")
 
 
 def run_tests(out: Path, extra: list[str]) -> int:

@@ -11,9 +11,10 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         description="Split decode steps into forward, sampling and everything else.",
     )
     add_config_flags(step, ENGINE_SECTIONS)
+    step.add_argument("--shape", help="in place of MODEL, with --load-format dummy: tiny or qwen3-0.6b")
     step.add_argument("--num-seqs", type=int, nargs="+", default=[1, 64], help="sequences at once [1 64]")
     step.add_argument("--input-len", type=int, default=32, help="prompt tokens each [32]")
     step.add_argument("--num-steps", type=int, default=100, help="decode steps measured [100]")
+    step.add_argument("--temperature", type=float, default=0.8, help="of sampling [0.8]")
     step.add_argument("--output-json", metavar="FILE", help="also write the result as JSON")
     startup = commands.add_parser(
         "startup",
@@ -311,17 +314,40 @@ def _latency(args: argparse.Namespace) -> int:
 
 
 def _step(args: argparse.Namespace) -> int:
-    from xllm.bench.step import format_steps, measure_steps
+    from xllm.bench.step import format_steps, measure_steps, write_shape
 
     if min(*args.num_seqs, args.input_len, args.num_steps) < 1:
         raise ConfigError("--num-seqs, --input-len and --num-steps must be at least 1")
-    config = load_from_flags(args).engine()
-    costs = measure_steps(
-        config, args.num_seqs, input_len=args.input_len, num_steps=args.num_steps, seed=config.model.seed
-    )
+    loaded = load_from_flags(args)
+    config = loaded.engine()
+    if config.scheduler.max_num_seqs is None:
+        config = replace(config, scheduler=replace(config.scheduler, max_num_seqs=max(args.num_seqs)))
+    with tempfile.TemporaryDirectory() as folder:
+        if args.shape is not None:
+            _check_shape(args.shape, loaded)
+            write_shape(args.shape, Path(folder))
+            config = replace(config, model=replace(config.model, model=folder))
+        costs = measure_steps(
+            config,
+            args.num_seqs,
+            input_len=args.input_len,
+            num_steps=args.num_steps,
+            seed=config.model.seed,
+            temperature=args.temperature,
+        )
     print(format_steps(costs))
-    _save(args.output_json, {"steps": [asdict(cost) for cost in costs]})
+    model = args.shape or config.model.model
+    _save(args.output_json, {"model": model, "steps": [asdict(cost) for cost in costs]})
     return 0
+
+
+def _check_shape(shape: str, loaded: Loaded) -> None:
+    from xllm.bench.step import SHAPES
+
+    if shape not in SHAPES:
+        raise ConfigError(f"--shape {shape!r} is not known", hint="one of " + ", ".join(SHAPES))
+    if loaded.sections["model"].load_format != "dummy" or "model.model" in loaded.sources:
+        raise ConfigError("--shape has no weights", hint="add --load-format dummy and give no MODEL")
 
 
 def _startup(args: argparse.Namespace) -> int:
