@@ -91,9 +91,7 @@ def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None
         max_body_bytes=config.max_body_bytes,
         metrics_compat=config.metrics_compat,
     )
-    app = FastAPI(
-        title="xLLM", version=__version__, root_path=config.root_path, redoc_url=None, redirect_slashes=False
-    )
+    app = FastAPI(title="xLLM", version=__version__, redoc_url=None, redirect_slashes=False)
     for method, path, handler in _ROUTES:
         app.router.routes.append(Route(path, Endpoint(edge, path, handler), methods=[method]))
     app.add_exception_handler(HTTPException, _on_http_error)

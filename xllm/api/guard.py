@@ -68,7 +68,7 @@ class Guard:
             await send(message)
 
         try:
-            self._keys.check(scope["path"], _authorization(scope))
+            self._keys.check(_route_path(scope), _authorization(scope))
         except XllmError as error:
             await error_response(error)(scope, receive, counted_send)
         else:
@@ -76,6 +76,13 @@ class Guard:
         finally:
             route = scope.get("route_name", "other")
             self._metrics.saw_response(scope["method"], route, status)
+
+
+def _route_path(scope: Scope) -> str:
+    """The path as routes see it: without the prefix of a proxy, which must not decide what a key opens."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "").rstrip("/")
+    return path[len(root) :] if root and path.startswith(root + "/") else path
 
 
 def _authorization(scope: Scope) -> str | None:

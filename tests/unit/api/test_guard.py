@@ -102,3 +102,15 @@ def test_cors_only_for_named_origins() -> None:
         assert allowed["access-control-allow-origin"] == "http://here"
         head["Origin"] = "http://there"
         assert ask(f"{server.url}/v1/completions", headers=head, method="OPTIONS").status == 400
+
+
+def test_a_proxys_prefix_does_not_change_what_a_key_opens() -> None:
+    with EdgeServer(FakeBackend(), api_key=("one",), admin_api_key="root", root_path="/llm") as server:
+        assert ask(f"{server.url}/health").status == 200
+        assert [ask(f"{server.url}/debug/waits", headers=bearer(key)).status for key in ("one", "root")] == [
+            401,
+            200,
+        ]
+        assert ask(f"{server.url}/v1/models").status == 401
+        assert ask(f"{server.url}/v1/chat/completions", CHAT, headers=bearer("one")).status == 200
+        assert ask(f"{server.url}/openapi.json").json["paths"]
