@@ -49,6 +49,8 @@ def resolve_config(
     max_num_seqs: int = 32,
     max_num_batched_tokens: int = 8192,
     enable_prefix_caching: bool = True,
+    kv_layout: str = "paged",
+    kv_page_bytes: int | None = None,
     **model: Any,
 ) -> ResolvedEngineConfig:
     """A resolved configuration for a small model; the defaults leave room for everything."""
@@ -58,6 +60,8 @@ def resolve_config(
             block_size=block_size,
             num_gpu_blocks_override=num_blocks,
             enable_prefix_caching=enable_prefix_caching,
+            kv_layout=kv_layout,  # type: ignore[arg-type]
+            kv_page_bytes=kv_page_bytes,
         ),
         scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
         runner=RunnerConfig(device=device, num_threads=1),  # type: ignore[arg-type]
@@ -86,6 +90,7 @@ def build_engine(
         enable_prefix_caching=resolved.enable_prefix_caching,
         admission=admission,
         depth=depth,
+        pages=resolved.pages,
     )
     return SyncEngine(core, executor)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from xllm.config.machine_facts import GpuFacts, MachineFacts
 
 _NO_LIMIT = 2**60
+DEFAULT_MAX_MAP_COUNT = 65530
+"""The kernel's own default, where it does not say."""
 
 
 def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/")) -> MachineFacts:
@@ -36,6 +38,8 @@ def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/"))
         cpu_name=_cpu_value(cpuinfo, "model name"),
         cpu_flags=frozenset((_cpu_value(cpuinfo, "flags") or _cpu_value(cpuinfo, "Features")).split()),
         gpu=gpu,
+        system_page_bytes=os.sysconf("SC_PAGE_SIZE"),
+        max_map_count=_read_int(root / "proc/sys/vm/max_map_count") or DEFAULT_MAX_MAP_COUNT,
     )
 
 

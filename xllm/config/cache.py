@@ -25,8 +25,12 @@ class CacheConfig:
         True, "--enable-prefix-caching", negative_aliases=("--disable-radix-cache",)
     )
     """Reuse the KV of earlier requests that begin with the same tokens."""
-    kv_layout: Literal["paged"] = "paged"
-    """How KV lies in memory; ``paged``: blocks of one pool, reached through block tables."""
+    kv_layout: Literal["paged", "xtensor"] = opt("paged", "--kv-layout")
+    """How KV lies in memory. ``paged``: blocks of one pool, reached through block tables. ``xtensor``: one stretch of
+    addresses per sequence, backed page by page; a page is a block then, so ``block_size`` has no effect."""
+    kv_page_bytes: int | None = opt(None, "--kv-page-bytes")
+    """Size of a page of layout ``xtensor``, e.g. ``2MiB``: whole tokens and whole system pages; auto: the smallest from
+    64 KiB on with which all pages can be mapped at once. Unused by ``paged``."""
 
     def __post_init__(self) -> None:
         size = self.block_size
@@ -44,6 +48,10 @@ class CacheConfig:
                 (
                     0 < self.gpu_memory_utilization <= 1,
                     f"gpu_memory_utilization is {self.gpu_memory_utilization}: a share in (0, 1]",
+                ),
+                (
+                    self.kv_page_bytes is None or self.kv_page_bytes > 0,
+                    f"kv_page_bytes is {self.kv_page_bytes}: more than 0, or auto",
                 ),
                 (override is None or override >= 1, f"num_gpu_blocks_override is {override}: at least 1"),
             ),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from xllm.config.load import raise_together
 from xllm.config.machine_facts import MachineFacts
 from xllm.config.memory_plan import activation_terms, format_memory
+from xllm.config.pages import page_bytes_from
 from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.schema import format_bytes
 from xllm.config.serve import EngineConfig
@@ -118,6 +119,30 @@ def check_kv_holds_a_sequence(
     )
 
 
+def check_pages_can_be_mapped(
+    config: EngineConfig, resolved: ResolvedEngineConfig, machine: MachineFacts
+) -> Iterator[ConfigError]:
+    """Layout xtensor: host memory only, and every page must be mappable at the same time."""
+    pages = resolved.pages
+    if pages is None:
+        return
+    if resolved.device != "cpu":
+        yield ConfigError("kv_layout xtensor is built for the CPU only", hint="use --kv-layout paged")
+    if resolved.num_blocks <= pages.max_mappings:
+        return
+    token_bytes = pages.page_bytes // pages.tokens_per_page
+    least = -(-resolved.num_blocks * pages.page_bytes // pages.max_mappings)
+    works = page_bytes_from(least, token_bytes, machine.system_page_bytes)
+    hint = f"use --kv-page-bytes {works}, or raise vm.max_map_count"
+    if config.cache.num_gpu_blocks_override is not None:
+        hint = f"use --num-gpu-blocks-override {pages.max_mappings}, or raise vm.max_map_count"
+    yield ConfigError(
+        f"{resolved.num_blocks} pages of {pages.page_bytes} bytes; {pages.max_mappings} can be mapped at once (half of"
+        f" vm.max_map_count {machine.max_map_count}, with gaps)",
+        hint=hint,
+    )
+
+
 CHECKS: tuple[Check, ...] = (
     check_device_exists,
     check_context_within_model,
@@ -125,6 +150,7 @@ CHECKS: tuple[Check, ...] = (
     check_one_kv_size,
     check_memory_fits,
     check_kv_holds_a_sequence,
+    check_pages_can_be_mapped,
 )
 
 

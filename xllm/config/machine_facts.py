@@ -37,6 +37,10 @@ class MachineFacts:
     """Instruction sets, as the kernel names them."""
     gpu: GpuFacts | None = None
     """The GPU, or None."""
+    system_page_bytes: int = 4096
+    """Granule of virtual memory."""
+    max_map_count: int = 65530
+    """Mappings a process may have (Linux: vm.max_map_count)."""
 
     @property
     def has_fast_cpu_bf16(self) -> bool:

@@ -23,9 +23,11 @@ from xllm.config.memory_plan import (
     plan_kv_bytes,
 )
 from xllm.config.model_spec import ModelSpec
+from xllm.config.pages import check_page_bytes, max_mappings, page_bytes_from
 from xllm.config.resolved import Decision, ResolvedEngineConfig
 from xllm.config.serve import EngineConfig
 from xllm.types.kv_layout import KVLayout
+from xllm.types.pages import PageGeometry
 
 CPU_MAX_NUM_SEQS, GPU_MAX_NUM_SEQS = 128, 256
 CPU_BATCHED_TOKENS, GPU_BATCHED_TOKENS = 1024, 8192
@@ -65,10 +67,11 @@ class _Resolver:
         device = self.device()
         dtype = self.dtype(device)
         max_num_seqs = self.max_num_seqs(device)
-        layout = self.spec.kv_layout(block_size=config.cache.block_size, dtype=dtype)
+        layout = self.layout(device, dtype, max_num_seqs)
         longest = self.longest(layout)
         max_num_batched_tokens = self.max_num_batched_tokens(device, max_num_seqs, longest)
         memory, num_blocks = self.memory(device, dtype, max_num_seqs, max_num_batched_tokens, longest, layout)
+        max_model_len = self.max_model_len(num_blocks * layout.block_size)
         return ResolvedEngineConfig(
             model=config.model.model,
             served_model_names=config.model.served_model_name or (config.model.model,),
@@ -80,8 +83,9 @@ class _Resolver:
             num_threads=self.num_threads(),
             enforce_eager=config.runner.enforce_eager,
             batch_invariant=config.runner.batch_invariant,
-            max_model_len=self.max_model_len(num_blocks * layout.block_size),
+            max_model_len=max_model_len,
             kv_layout=layout,
+            pages=self.pages(layout, max_num_seqs, max_model_len),
             num_blocks=num_blocks,
             enable_prefix_caching=config.cache.enable_prefix_caching,
             max_num_seqs=max_num_seqs,
@@ -194,6 +198,46 @@ class _Resolver:
             return bool(self.decide(key, True, "the CPU plans the next step while the GPU runs one"))
         return bool(self.decide(key, False, "on a CPU the forward and the planning share the cores"))
 
+    def layout(self, device: str, dtype: str, max_num_seqs: int) -> KVLayout:
+        """What a block holds; for layout xtensor a block is a page, and the page size is decided here."""
+        cache, spec = self.config.cache, self.spec
+        if cache.kv_layout == "paged":
+            return spec.kv_layout(block_size=cache.block_size, dtype=dtype)
+        token_bytes, system_page = spec.kv_bytes_per_token(dtype), self.machine.system_page_bytes
+        if cache.kv_page_bytes is not None:
+            check_page_bytes(cache.kv_page_bytes, token_bytes, system_page)
+            return spec.kv_layout(block_size=cache.kv_page_bytes // token_bytes, dtype=dtype)
+        page_bytes = page_bytes_from(0, token_bytes, system_page)
+        most = max_mappings(self.machine.max_map_count)
+        while True:
+            layout = spec.kv_layout(block_size=page_bytes // token_bytes, dtype=dtype)
+            num_pages = self.num_blocks_with(layout, device, dtype, max_num_seqs)
+            if num_pages <= most or cache.num_gpu_blocks_override is not None:
+                break
+            page_bytes = page_bytes_from(page_bytes * -(-num_pages // most), token_bytes, system_page)
+        reason = f"{layout.block_size} tokens; the smallest of which {most} or fewer are needed"
+        self.decide("cache.kv_page_bytes", page_bytes, reason)
+        return layout
+
+    def num_blocks_with(self, layout: KVLayout, device: str, dtype: str, max_num_seqs: int) -> int:
+        """How many blocks of this layout there would be."""
+        trial = _Resolver(self.config, self.spec, self.machine)
+        longest = trial.longest(layout)
+        budget = trial.max_num_batched_tokens(device, max_num_seqs, longest)
+        return trial.memory(device, dtype, max_num_seqs, budget, longest, layout)[1]
+
+    def pages(self, layout: KVLayout, max_num_seqs: int, max_model_len: int) -> PageGeometry | None:
+        """The ranges over the pages; None: no ranges."""
+        if self.config.cache.kv_layout == "paged":
+            return None
+        return PageGeometry(
+            page_bytes=layout.bytes_per_block(),
+            tokens_per_page=layout.block_size,
+            pages_per_range=-(-max_model_len // layout.block_size),
+            num_ranges=max_num_seqs,
+            max_mappings=max_mappings(self.machine.max_map_count),
+        )
+
     def longest(self, layout: KVLayout) -> int:
         """The length to plan for: as said, or the model's own within a KV size that was said."""
         cache = self.config.cache
@@ -289,6 +333,10 @@ class _Resolver:
             idle.append("gpu_memory_utilization has no effect on a CPU; use kv_cache_memory_bytes")
         if device == "cuda" and _was_said(sources, "runner.num_threads"):
             idle.append("num_threads has little effect on a GPU")
+        if self.config.cache.kv_layout == "paged" and _was_said(sources, "cache.kv_page_bytes"):
+            idle.append("kv_page_bytes has no effect with kv_layout paged: blocks are sized by block_size")
+        if self.config.cache.kv_layout == "xtensor" and _was_said(sources, "cache.block_size"):
+            idle.append("block_size has no effect with kv_layout xtensor: a block is a page (kv_page_bytes)")
         if self.is_timed and _was_said(sources, "model.load_format"):
             idle.append("load_format has no effect with a timed executor: no weights are loaded")
         return tuple(idle)

@@ -10,6 +10,7 @@ from xllm.config.memory_plan import MemoryPlan
 from xllm.config.model_spec import ModelSpec
 from xllm.config.scheduler import SchedulingPolicy
 from xllm.types.kv_layout import KVLayout
+from xllm.types.pages import PageGeometry
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,8 @@ class ResolvedEngineConfig:
     """Longest prompt + output in tokens."""
     kv_layout: KVLayout
     """What a block holds."""
+    pages: PageGeometry | None
+    """Layout ``xtensor``: blocks are pages in virtual ranges; None: block tables."""
     num_blocks: int
     """KV blocks planned; on a GPU the body may find after loading that fewer fit."""
     enable_prefix_caching: bool

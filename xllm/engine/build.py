@@ -222,6 +222,7 @@ def _build_core(
             weights=parse_weights(scheduler.tenant_weights),
         ),
         depth=resolved.pipeline_depth,
+        pages=resolved.pages,
     )
 
 

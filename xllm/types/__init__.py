@@ -5,6 +5,7 @@
     request.py     Request: everything an engine needs to know about one request
     tenant.py      names of tenants: digests of API keys and user labels
     kv_layout.py   KVLayout: what one token's (or one state's) cache entry is made of
+    pages.py       PageGeometry: sizes of pages and virtual ranges (layout xtensor)
     block_hash.py  the only definition of a block's identity
     batch.py       Batch (one step, brain to body) and BatchResult (body to brain)
     output.py      RequestOutput: tokens of one choice, engine to edge

@@ -28,6 +28,8 @@ class NewRow(Struct, frozen=True, kw_only=True):
     """Prompt and every known output token."""
     block_tables: tuple[tuple[BlockId, ...], ...]
     """Per KV group."""
+    range_id: int = -1
+    """xTensor: the virtual range in which the pages of ``block_tables`` lie one after another."""
     pos_delta: int = 0
     """Reserved for M-RoPE: what later positions differ from the token index by."""
     position_segments: tuple[tuple[int, ...], ...] = ()
@@ -65,12 +67,15 @@ class BlockCopy(Struct, frozen=True, array_like=True):
 
 
 class PageOrder(Struct, frozen=True, array_like=True):
-    """Reserved for xTensor: map or unmap a physical page in a virtual range."""
+    """xTensor: have a physical page mapped at a place of a virtual range, instead of whatever is there, or nothing."""
 
-    kind: Literal["map", "unmap", "remap"]
+    kind: Literal["map", "unmap"]
     range_id: int
     offset: int
+    """In pages."""
     page: int
+    is_ahead: bool = False
+    """Not needed by this step: may be carried out while it runs, must be done before the next one begins."""
 
 
 class TransferOrder(Struct, frozen=True, kw_only=True):

@@ -13,7 +13,8 @@ from xllm.config.load import Schema
 PACKAGE = Path(xllm.__file__).parent
 # Options whose only meaning is decided inside the configuration, with the reason.
 DECIDED_IN_CONFIG = {
-    "cache.kv_layout": "one value",
+    "cache.kv_layout": "becomes pages",
+    "cache.kv_page_bytes": "becomes pages",
     "cache.gpu_memory_utilization": "becomes num_blocks",
     "cache.kv_cache_memory_bytes": "becomes num_blocks",
     "cache.num_gpu_blocks_override": "becomes num_blocks",

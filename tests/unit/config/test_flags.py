@@ -30,6 +30,8 @@ FLAGS = [
     "--gpu-memory-utilization",
     "--host",
     "--kv-cache-memory-bytes",
+    "--kv-layout",
+    "--kv-page-bytes",
     "--load-format",
     "--log-level",
     "--max-model-len",

@@ -1,16 +1,27 @@
-"""Attention over block tables: what a step's attention needs to know, and the backends that use it.
+"""Attention over the KV cache: what a step's attention needs to know, and the backends that use it.
 
 metadata.py    AttentionMetadata and its groups: a step's rows, planned once for all layers
 planner.py     plans the metadata from query lengths, sequence lengths and block tables
-backend.py     the protocol of backends
+backend.py     the protocols of planners and backends
 reference.py   the torch backend: write new keys and values, then attend group by group
+contiguous.py  planner and backend for the contiguous layout: base and stride, row by row
 """
 
 from __future__ import annotations
 
-from xllm.engine.attention.backend import AttentionBackend
+from xllm.engine.attention.backend import AttentionBackend, StepPlanner
+from xllm.engine.attention.contiguous import ContiguousAttention, ContiguousPlanner
 from xllm.engine.attention.metadata import AttentionMetadata, RowGroup
 from xllm.engine.attention.planner import AttentionPlanner
 from xllm.engine.attention.reference import ReferenceAttention
 
-__all__ = ["AttentionBackend", "AttentionMetadata", "AttentionPlanner", "ReferenceAttention", "RowGroup"]
+__all__ = [
+    "AttentionBackend",
+    "AttentionMetadata",
+    "AttentionPlanner",
+    "ContiguousAttention",
+    "ContiguousPlanner",
+    "ReferenceAttention",
+    "RowGroup",
+    "StepPlanner",
+]

@@ -4,10 +4,26 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from xllm.engine.attention.metadata import AttentionMetadata
+from xllm.engine.attention.metadata import AttentionMetadata, IntArray
 from xllm.engine.memory import LayerKV
+
+
+class StepPlanner(Protocol):
+    """Plans the metadata of a step once for all layers; goes with a backend and a memory layout."""
+
+    def plan(
+        self,
+        query_lens: npt.ArrayLike,
+        seq_lens: npt.ArrayLike,
+        block_tables: npt.NDArray[np.int32],
+        slot_mapping: IntArray,
+    ) -> AttentionMetadata:
+        """``query_lens`` and ``seq_lens [S]``, ``block_tables [S, M]``, ``slot_mapping [T]`` (-1 = not stored)."""
+        ...
 
 
 class AttentionBackend(Protocol):

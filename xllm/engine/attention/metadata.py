@@ -6,7 +6,7 @@ Shapes: S rows (sequences), T tokens, M blocks per table, H key/value heads, P s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,21 @@ class RowGroup:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RowSpan:
+    """One row in the contiguous layout: where its visible tokens begin, and how many they are."""
+
+    tokens: slice
+    """Its queries among the T tokens."""
+    first_row: int
+    """Of its first visible token, counted in rows of ``head_dim`` numbers from the layer's first one."""
+    num_keys: int
+    gather_rows: torch.Tensor | None
+    """int64 ``[num_keys * H]``: rows to gather where the tokens do not follow each other; None: they do."""
+    tiles: tuple[Tile, ...]
+    """Empty for a single query."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionMetadata:
     """One step. Host arrays are for planning, tensors live on the device."""
 
@@ -52,3 +67,5 @@ class AttentionMetadata:
     """int64 ``[W]``: which tokens are written; None = all."""
     groups: Mapping[int | None, tuple[RowGroup, ...]]
     """Per window of the model's layers (None = full attention): all rows, in groups."""
+    spans: Mapping[int | None, tuple[RowSpan, ...]] = field(default_factory=dict)
+    """The same for the contiguous layout, which has no groups."""

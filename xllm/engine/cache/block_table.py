@@ -22,6 +22,14 @@ class BlockTables:
     """Names of the sequence's full blocks with known ids, in order; grows as tokens become known."""
     num_promised: int = 0
     """Leading blocks that were offered to the prefix index, or came from it."""
+    range_id: int = -1
+    """Virtual range of the blocks (layout ``xtensor``), -1: none."""
+    num_shared: int = 0
+    """Blocks that came from others when the range was entered."""
+    num_rebound: int = 0
+    """Blocks taken over where they were mapped."""
+    num_mapped: int = 0
+    """Blocks that had to be mapped."""
 
     @property
     def num_blocks(self) -> int:

@@ -19,12 +19,16 @@ from typing import NamedTuple
 
 from xllm.engine.cache.block_pool import BlockPool
 from xllm.engine.cache.block_table import BlockTables
+from xllm.engine.cache.pages.page_pool import PagePool
+from xllm.engine.cache.pages.placement import Placement, PlainPlacement, RangePlacement, try_allocate_all
+from xllm.engine.cache.pool import Pool
 from xllm.engine.cache.prefix_cache import EmptyPrefixIndex, HashPrefixIndex, PrefixIndex
-from xllm.types.batch import BlockCopy
+from xllm.types.batch import BlockCopy, PageOrder
 from xllm.types.block_hash import next_hash
 from xllm.types.ids import BlockHash, BlockId, SeqId
 from xllm.types.kv_event import KvEvent
 from xllm.types.kv_layout import KVLayout
+from xllm.types.pages import PageGeometry
 
 NUM_STATE_SLOTS = 2
 
@@ -53,7 +57,16 @@ class PrefixHit:
 class KVCache:
     """Pools, prefix indexes and the operations over both; one instance per engine core."""
 
-    def __init__(self, layout: KVLayout, num_blocks: Sequence[int], *, enable_prefix_caching: bool) -> None:
+    def __init__(
+        self,
+        layout: KVLayout,
+        num_blocks: Sequence[int],
+        *,
+        enable_prefix_caching: bool,
+        pages: PageGeometry | None = None,
+        num_ahead_tokens: int = 1,
+    ) -> None:
+        """``pages``: blocks are pages in virtual ranges, prepared ``num_ahead_tokens`` ahead; None: block tables."""
         assert len(num_blocks) == len(layout.groups), "one block count per KV group"
         self.layout = layout
         self.block_size = layout.block_size
@@ -65,7 +78,16 @@ class KVCache:
         self.prefixes: list[PrefixIndex] = [
             HashPrefixIndex(i) if caching else EmptyPrefixIndex() for i in self._group_ids
         ]
-        self.pools = [BlockPool(n, p.on_evict) for n, p in zip(num_blocks, self.prefixes, strict=True)]
+        self.pools: list[Pool]
+        self.placement: Placement
+        if pages is None:
+            self.pools = [BlockPool(n, p.on_evict) for n, p in zip(num_blocks, self.prefixes, strict=True)]
+            self.placement = PlainPlacement(self.pools)
+        else:
+            assert len(layout.groups) == 1 and not any(self._is_state), "pages hold one group of tokens"
+            pool = PagePool(num_blocks[0], self.prefixes[0].on_evict)
+            self.pools = [pool]
+            self.placement = RangePlacement(pool, pages, num_ahead_tokens=num_ahead_tokens)
         self.no_hit = PrefixHit(0, tuple(() for _ in self._group_ids))
         self._caching = caching
 
@@ -147,7 +169,8 @@ class KVCache:
             self.num_blocks_for(g, num_tokens) - len(hit.blocks[g]) + int(hit.copy_last)
             for g in self._group_ids
         ]
-        fresh = self._try_allocate(needs)
+        kept_blocks = tuple(b[:-1] if hit.copy_last else b for b in hit.blocks)
+        fresh = self.placement.try_take(tables, kept_blocks, needs)
         if fresh is None:
             for group, blocks in enumerate(hit.blocks):
                 self.pools[group].release(reversed(blocks))
@@ -165,29 +188,20 @@ class KVCache:
             tables.groups[group].extend(kept)
             tables.groups[group].extend(fresh[group])
         tables.num_promised = len(hit.blocks[self.main_group]) - int(hit.copy_last)
+        self.placement.look_ahead(tables, num_tokens)
         return tuple(copies)
 
     def try_grow(self, tables: BlockTables, num_tokens: int) -> bool:
         """Make room for ``num_tokens`` tokens in all; False (and nothing changed) when the pools are exhausted."""
         needs = [self.num_blocks_for(g, num_tokens) - len(tables.groups[g]) for g in self._group_ids]
-        if max(needs) <= 0:
-            return True
-        fresh = self._try_allocate(needs)
-        if fresh is None:
-            return False
-        for blocks, new in zip(tables.groups, fresh, strict=True):
-            blocks.extend(new)
+        if max(needs) > 0 or not self.placement.is_placed(tables):
+            fresh = self.placement.try_take(tables, tables.groups, needs)
+            if fresh is None:
+                return False
+            for blocks, new in zip(tables.groups, fresh, strict=True):
+                blocks.extend(new)
+        self.placement.look_ahead(tables, num_tokens)
         return True
-
-    def _try_allocate(self, needs: Sequence[int]) -> list[list[BlockId]] | None:
-        if any(n > p.num_available for n, p in zip(needs, self.pools, strict=True)):
-            return None
-        out = []
-        for need, pool in zip(needs, self.pools, strict=True):
-            blocks = pool.try_allocate(max(need, 0))
-            assert blocks is not None
-            out.append(blocks)
-        return out
 
     def try_fork(
         self, parent: BlockTables, num_tokens: int
@@ -199,7 +213,7 @@ class KVCache:
         if any(self._is_state):
             return None
         num_full, tail = divmod(num_tokens, self.block_size)
-        fresh = self._try_allocate([int(tail > 0) for _ in self._group_ids])
+        fresh = try_allocate_all(self.pools, [int(tail > 0) for _ in self._group_ids])
         if fresh is None:
             return None
         child = self.new_tables(parent.hashes[:num_full])
@@ -216,6 +230,7 @@ class KVCache:
 
     def free(self, tables: BlockTables) -> None:
         """Give everything back; named blocks stay cached."""
+        self.placement.leave(tables)
         for group, blocks in enumerate(tables.groups):
             self.pools[group].release(reversed(blocks))
             blocks.clear()
@@ -273,6 +288,14 @@ class KVCache:
         """Nearest length <= ``num_tokens`` that every group can restore (a state group: only nothing)."""
         return 0 if any(self._is_state) else num_tokens
 
+    def take_page_orders(self) -> tuple[PageOrder, ...]:
+        """What the body has to map and unmap since the last call."""
+        return self.placement.take_orders()
+
+    def explain(self, tables: BlockTables) -> dict[str, int]:
+        """How the sequence's blocks were placed, for the decision trace."""
+        return self.placement.explain(tables)
+
     # -- the outside ------------------------------------------------------------------------------------------------
 
     def reset_prefixes(self) -> int:
@@ -295,9 +318,11 @@ class KVCache:
     def check(self, all_tables: Iterable[BlockTables]) -> None:
         """Raise InternalError when an invariant broke; costs O(blocks), for tests and idle times."""
         held: list[Counter[BlockId]] = [Counter() for _ in self._group_ids]
-        for tables in all_tables:
+        everybody = list(all_tables)
+        for tables in everybody:
             for group, blocks in enumerate(tables.groups):
                 held[group].update(blocks)
         for pool, index, count in zip(self.pools, self.prefixes, held, strict=True):
             pool.check(count)
             index.check(pool)
+        self.placement.check(everybody)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from xllm.engine.cache.block_pool import BlockPool
+from xllm.engine.cache.pool import Pool
 from xllm.errors import InternalError
 from xllm.types.ids import BlockHash, BlockId, SeqId
 from xllm.types.kv_event import KvEvent
@@ -57,7 +57,7 @@ class PrefixIndex(Protocol):
         """Stored events for every committed entry."""
         ...
 
-    def check(self, pool: BlockPool) -> None:
+    def check(self, pool: Pool) -> None:
         """Raise InternalError when index and pool disagree."""
         ...
 
@@ -151,7 +151,7 @@ class HashPrefixIndex:
             if block not in self._promised
         ]
 
-    def check(self, pool: BlockPool) -> None:
+    def check(self, pool: Pool) -> None:
         """Entries and the pool's names agree."""
         for block_hash, block in self._blocks.items():
             if pool.hash_of(block) != block_hash:
@@ -207,7 +207,7 @@ class EmptyPrefixIndex:
         """No entries."""
         return []
 
-    def check(self, pool: BlockPool) -> None:
+    def check(self, pool: Pool) -> None:
         """No block may have a name."""
         if any(pool.hash_of(b) is not None for b in range(pool.total)):
             raise InternalError("a block has a name although prefix caching is off")

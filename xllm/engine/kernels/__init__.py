@@ -7,6 +7,7 @@
     moe/               softmax router and the experts' MLPs
     kv_write/          new keys and values into their slots
     paged_attention/   attention of groups of rows over gathered blocks
+    contiguous_attention/  attention of one row over a base and a stride
     sampling/          filters, counter-based Gumbel noise, log-probabilities
     table.py           the dispatch: operation -> implementations; ``select_kernels``
 

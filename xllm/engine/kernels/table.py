@@ -21,6 +21,7 @@ KERNEL_TABLE: Registry[Any] = Registry(
         "moe.reference": "xllm.engine.kernels.moe.reference:moe",
         "kv_write.reference": "xllm.engine.kernels.kv_write.reference:kv_write",
         "paged_attention.reference": "xllm.engine.kernels.paged_attention.reference:paged_attention",
+        "contiguous_attention.reference": "xllm.engine.kernels.contiguous_attention.reference:contiguous_attention",
     },
 )
 
@@ -39,6 +40,7 @@ class Kernels:
     moe: Kernel
     kv_write: Kernel
     paged_attention: Kernel
+    contiguous_attention: Kernel
 
 
 def select_kernels(kind: str = "cpu", overrides: Mapping[str, str] | None = None) -> Kernels:

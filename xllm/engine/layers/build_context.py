@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from xllm.engine.attention import AttentionBackend, ReferenceAttention
+from xllm.engine.attention import AttentionBackend, ContiguousAttention, ReferenceAttention
 from xllm.engine.kernels import Kernels, select_kernels
 
 
@@ -27,7 +27,15 @@ class BuildContext:
         return nn.Parameter(data, requires_grad=False)
 
 
-def build_context(dtype: torch.dtype, device: torch.device) -> BuildContext:
-    """The best kernels and backend of the device."""
+def build_context(
+    dtype: torch.dtype, device: torch.device, *, contiguous_rows_per_token: int | None = None
+) -> BuildContext:
+    """The best kernels of the device, and the backend of the memory layout.
+
+    ``contiguous_rows_per_token``: rows of ``head_dim`` numbers per token of the contiguous layout; None: block tables.
+    """
     kernels = select_kernels(device.type)
-    return BuildContext(kernels, ReferenceAttention(kernels), dtype, device)
+    attention: AttentionBackend = ReferenceAttention(kernels)
+    if contiguous_rows_per_token is not None:
+        attention = ContiguousAttention(kernels, rows_per_token=contiguous_rows_per_token)
+    return BuildContext(kernels, attention, dtype, device)

@@ -17,22 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from xllm.engine.memory.kv_memory import LayerKV
 from xllm.engine.platform.platform import torch_dtype
 from xllm.errors import CapacityError
+from xllm.types.batch import Batch
 from xllm.types.kv_layout import KVLayout
-
-
-@dataclass(frozen=True, slots=True)
-class LayerKV:
-    """K and V of one layer, ``[N, H, P, K]`` each."""
-
-    k: torch.Tensor
-    v: torch.Tensor
 
 
 class KVPool:
@@ -76,8 +69,12 @@ class KVPool:
         """Bytes of all blocks."""
         return self.num_blocks * self.layout.bytes_per_block()
 
+    def place(self, batch: Batch) -> Batch:
+        """Every block is where it always is."""
+        return batch
+
     def layer(self, index: int) -> LayerKV:
-        """K and V of a layer, by its number in the whole model."""
+        """K and V of a layer, ``[N, H, P, K]`` each, by its number in the whole model."""
         return self._layers[index]
 
     def copy_slots(self, source: int, target: int, num_slots: int) -> None:

@@ -19,7 +19,7 @@ from xllm.engine.layers.embedding import Embedding
 from xllm.engine.layers.norm import RMSNorm
 from xllm.engine.layers.rotary import Rotary
 from xllm.engine.layers.sources import Source
-from xllm.engine.memory import KVPool
+from xllm.engine.memory import KVMemory
 from xllm.engine.models.hooks import LayerHooks, NullHooks
 from xllm.engine.models.model_input import ModelInput
 
@@ -51,7 +51,7 @@ class DecoderLayer(nn.Module):
         self,
         x: torch.Tensor,
         cos_sin: tuple[torch.Tensor, torch.Tensor],
-        kv: KVPool,
+        kv: KVMemory,
         layer: int,
         inp: ModelInput,
     ) -> torch.Tensor:
@@ -98,7 +98,7 @@ class CausalLM(nn.Module):
             self.head = self.embedding if tied else Embedding(build, spec.vocab_size, spec.hidden_size)
 
     @torch.inference_mode()
-    def forward(self, inp: ModelInput, kv: KVPool, hooks: LayerHooks | None = None) -> torch.Tensor:
+    def forward(self, inp: ModelInput, kv: KVMemory, hooks: LayerHooks | None = None) -> torch.Tensor:
         """Run the layers; stores the new KV in ``kv``.
 
         Returns:

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import torch
 
-from xllm.engine.memory import KVPool
+from xllm.engine.memory import KVMemory
 from xllm.engine.models import CausalLM, LayerHooks, ModelInput
 
 
@@ -25,7 +25,7 @@ class GraphBook(Protocol):
 class EagerBook:
     """No graphs: every step runs the model's own code."""
 
-    def __init__(self, model: CausalLM, kv: KVPool) -> None:
+    def __init__(self, model: CausalLM, kv: KVMemory) -> None:
         self._model = model
         self._kv = kv
 

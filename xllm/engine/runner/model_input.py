@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from xllm.engine.attention import AttentionPlanner
+from xllm.engine.attention import StepPlanner
 from xllm.engine.models import ModelInput
 from xllm.engine.runner.step_plan import StepPlan
 
 
-def build_model_input(plan: StepPlan, planner: AttentionPlanner, device: torch.device) -> ModelInput:
+def build_model_input(plan: StepPlan, planner: StepPlanner, device: torch.device) -> ModelInput:
     """Plan attention and bring ids, positions and logits indices to the device."""
     return ModelInput(
         token_ids=to_device(plan.token_ids, device),

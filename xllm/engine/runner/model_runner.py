@@ -1,6 +1,7 @@
 """ModelRunner: one Batch in, one BatchResult out.
 
-    row orders -> copies -> plan (host) -> ModelInput (device) -> forward -> logits -> mask -> sample -> history
+    KV places -> row orders -> copies -> plan (host) -> ModelInput (device) -> forward -> logits -> mask -> sample
+    -> history
 
 Only what every model and every feature shares belongs here. A way to launch forwards is a GraphBook, what happens
 between layers is LayerWords, how logits become tokens is the Sampler, what a row remembers is PersistentRows. Before
@@ -18,8 +19,8 @@ from collections.abc import Callable
 
 import torch
 
-from xllm.engine.attention import AttentionPlanner
-from xllm.engine.memory import KVPool
+from xllm.engine.attention import StepPlanner
+from xllm.engine.memory import KVMemory
 from xllm.engine.models import CausalLM, StepInterrupted
 from xllm.engine.platform import Platform
 from xllm.engine.runner.graph_book import EagerBook, GraphBook
@@ -44,8 +45,8 @@ class ModelRunner:
     def __init__(
         self,
         model: CausalLM,
-        kv: KVPool,
-        planner: AttentionPlanner,
+        kv: KVMemory,
+        planner: StepPlanner,
         platform: Platform,
         *,
         max_num_seqs: int,
@@ -90,6 +91,7 @@ class ModelRunner:
             XllmError, RuntimeError: the step failed as a whole; the rows are as before but for the row orders.
         """
         begin_s = time.perf_counter()
+        batch = self._kv.place(batch)
         self._rows.apply(batch)
         for copy in batch.copies:
             if copy.group != 0:

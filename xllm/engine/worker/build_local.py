@@ -9,12 +9,12 @@ from collections.abc import Callable
 import torch
 
 from xllm.config.resolved import ResolvedEngineConfig
-from xllm.engine.attention import AttentionPlanner
+from xllm.engine.attention import AttentionPlanner, ContiguousPlanner, StepPlanner
 from xllm.engine.executor.facts import ExecutorFacts
 from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.executor.watchdog import Watchdog
 from xllm.engine.layers.build_context import BuildContext, build_context
-from xllm.engine.memory import KVPool
+from xllm.engine.memory import KVMemory, KVPool, XTensor
 from xllm.engine.models import CausalLM, build_model, load_model
 from xllm.engine.platform import Platform, select_platform
 from xllm.engine.platform.platform import torch_dtype
@@ -45,12 +45,14 @@ def build_local_executor(
     platform = select_platform(resolved.device)
     if platform.kind == "cpu":
         torch.set_num_threads(resolved.num_threads)
-    build = build_context(torch_dtype(resolved.dtype), platform.device)
+    build = build_context(
+        torch_dtype(resolved.dtype), platform.device, contiguous_rows_per_token=_contiguous_rows(resolved)
+    )
     begin_s = time.perf_counter()
     model = _load(resolved, build, progress)
     load_s = time.perf_counter() - begin_s
     layout, num_blocks = resolved.kv_layout, _num_blocks_that_fit(resolved, platform)
-    kv = KVPool(layout, num_blocks, platform.device)
+    kv = _build_kv(resolved, num_blocks, platform)
     runner = _build_runner(resolved, model, kv, platform)
     facts = ExecutorFacts(
         layout=layout,
@@ -64,6 +66,34 @@ def build_local_executor(
     )
     _LOG.info("loaded %s on %s in %.2f s: %s", resolved.spec.architecture, facts.device_name, load_s, facts)
     return ThreadExecutor(runner, faults=TorchFaults(), watchdog=watchdog), facts
+
+
+def _contiguous_rows(resolved: ResolvedEngineConfig) -> int | None:
+    """Rows of ``head_dim`` numbers that a token has in XTensor; None for layout paged."""
+    return 2 * resolved.spec.num_layers * resolved.spec.num_kv_heads if resolved.pages is not None else None
+
+
+def _build_kv(resolved: ResolvedEngineConfig, num_blocks: int, platform: Platform) -> KVMemory:
+    if resolved.pages is None:
+        return KVPool(resolved.kv_layout, num_blocks, platform.device)
+    return XTensor(resolved.kv_layout, num_blocks, resolved.pages)
+
+
+def _build_planner(resolved: ResolvedEngineConfig, kv: KVMemory, platform: Platform) -> StepPlanner:
+    spec, rows = resolved.spec, _contiguous_rows(resolved)
+    if rows is not None:
+        return ContiguousPlanner(
+            block_size=kv.block_size, num_kv_heads=spec.num_kv_heads, rows_per_token=rows, windows=spec.windows
+        )
+    return AttentionPlanner(
+        block_size=kv.block_size,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        dtype=torch_dtype(resolved.dtype),
+        windows=spec.windows,
+        device=platform.device,
+        max_gather_bytes=platform.max_gather_bytes,
+    )
 
 
 def _num_blocks_that_fit(resolved: ResolvedEngineConfig, platform: Platform) -> int:
@@ -89,22 +119,12 @@ def _load(
 
 
 def _build_runner(
-    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVPool, platform: Platform
+    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVMemory, platform: Platform
 ) -> ModelRunner:
-    spec = resolved.spec
-    planner = AttentionPlanner(
-        block_size=kv.block_size,
-        num_kv_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        dtype=torch_dtype(resolved.dtype),
-        windows=spec.windows,
-        device=platform.device,
-        max_gather_bytes=platform.max_gather_bytes,
-    )
     return ModelRunner(
         model,
         kv,
-        planner,
+        _build_planner(resolved, kv, platform),
         platform,
         max_num_seqs=resolved.max_num_seqs,
         max_model_len=resolved.max_model_len,

@@ -1,0 +1,4 @@
+"""Attention over keys and values that lie one token after another.
+
+reference.py   torch, any device
+"""
