@@ -21,6 +21,8 @@ from xllm.api.preprocess import Admission, Preprocessor, check_client_id
 from xllm.api.protocol import SamplingFields
 from xllm.api.sse import watch_client
 from xllm.errors import InvalidRequest, NotFound
+from xllm.types.request import SloBudgets
+from xllm.types.tenant import user_tenant
 
 _LONG_TEXT_CHARS = 16_384
 _CLIENT_CLOSED = 499
@@ -99,10 +101,21 @@ def sampling_values(body: SamplingFields) -> dict[str, Any]:
     }
 
 
-def admission_of(body: SamplingFields) -> Admission:
-    """Priority, salt and deadline of a body."""
+def tenant_of(body: SamplingFields, http: HttpRequest) -> str:
+    """Whom the request belongs to: the API key where keys tell tenants apart, else the ``user`` label."""
+    tenant: str = http.scope.get("tenant", "")
+    return tenant or (user_tenant(body.user) if body.user else "")
+
+
+def admission_of(body: SamplingFields, tenant: str) -> Admission:
+    """Everything about a body that is neither prompt nor sampling."""
     return Admission(
-        priority=body.priority or 0, cache_salt=body.cache_salt or "", deadline_in_s=body.timeout_s
+        priority=body.priority or 0,
+        offline=bool(body.offline),
+        cache_salt=body.cache_salt or "",
+        deadline_in_s=body.timeout_s,
+        slo=SloBudgets(ttft_ms=body.ttft_slo_ms, tpot_ms=body.tpot_slo_ms, ttlt_ms=body.ttlt_slo_ms),
+        tenant=tenant,
     )
 
 

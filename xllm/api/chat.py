@@ -16,6 +16,7 @@ from xllm.api.call import (
     check_stream_fields,
     new_id,
     sampling_values,
+    tenant_of,
     unix_now,
     usage_of,
 )
@@ -45,7 +46,9 @@ async def chat_completions(edge: Edge, http: HttpRequest) -> ASGIApp:
     model = edge.check_model(body.model)
     check_refused(body)
     check_stream_fields(body)
-    request = await build_chat_request(edge, body, new_id("chatcmpl", body, http), arrived_s)
+    request = await build_chat_request(
+        edge, body, new_id("chatcmpl", body, http), arrived_s, tenant_of(body, http)
+    )
     generation = Generation(edge.backend, (request,), edge.metrics.begin_call((request,), arrived_s))
     await generation.start()
     answer = _Answer(body, request, generation, model, edge.backend.text)
@@ -54,7 +57,9 @@ async def chat_completions(edge: Edge, http: HttpRequest) -> ASGIApp:
     return await answer_whole(http, generation, answer.whole)
 
 
-async def build_chat_request(edge: Edge, body: ChatRequest, request_id: str, arrived_s: float) -> Request:
+async def build_chat_request(
+    edge: Edge, body: ChatRequest, request_id: str, arrived_s: float, tenant: str
+) -> Request:
     """The engine's request for a chat body."""
     values = sampling_values(body) | {"logprobs": _num_logprobs(body)}
     if body.max_completion_tokens is not None:
@@ -65,7 +70,7 @@ async def build_chat_request(edge: Edge, body: ChatRequest, request_id: str, arr
     room = edge.backend.model.max_model_len - (sampling.max_tokens or 1)
     ids = truncate_ids(ids, body.truncate_prompt_tokens, body.truncation_side, room)
     age_s = edge.metrics.clock.now() - arrived_s
-    return edge.preprocessor.build_request(request_id, ids, sampling, admission_of(body), age_s=age_s)
+    return edge.preprocessor.build_request(request_id, ids, sampling, admission_of(body, tenant), age_s=age_s)
 
 
 def render_prompt(text: TextPipeline, body: ChatRequest) -> str:

@@ -16,6 +16,7 @@ from xllm.api.call import (
     check_stream_fields,
     new_id,
     sampling_values,
+    tenant_of,
     unix_now,
     usage_of,
 )
@@ -51,7 +52,7 @@ async def completions(edge: Edge, http: HttpRequest) -> ASGIApp:
     check_refused(body)
     check_stream_fields(body)
     call_id = new_id("cmpl", body, http)
-    requests = await build_completion_requests(edge, body, call_id, arrived_s)
+    requests = await build_completion_requests(edge, body, call_id, arrived_s, tenant_of(body, http))
     generation = Generation(edge.backend, requests, edge.metrics.begin_call(requests, arrived_s))
     await generation.start()
     answer = _Answer(body, call_id, generation, model, edge.backend.text)
@@ -85,7 +86,7 @@ def split_prompts(prompt: str | list[str | int | list[int]] | None) -> list[Prom
 
 
 async def build_completion_requests(
-    edge: Edge, body: CompletionRequest, call_id: str, arrived_s: float
+    edge: Edge, body: CompletionRequest, call_id: str, arrived_s: float, tenant: str
 ) -> tuple[Request, ...]:
     """One engine request per prompt."""
     prompts = split_prompts(body.prompt)
@@ -116,7 +117,9 @@ async def build_completion_requests(
         request_id = call_id if len(prompts) == 1 else f"{call_id}-{index}"
         age_s = edge.metrics.clock.now() - arrived_s
         requests.append(
-            edge.preprocessor.build_request(request_id, ids, sampling, admission_of(body), age_s=age_s)
+            edge.preprocessor.build_request(
+                request_id, ids, sampling, admission_of(body, tenant), age_s=age_s
+            )
         )
     return tuple(requests)
 

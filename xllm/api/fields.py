@@ -83,7 +83,11 @@ _SHARED = (
     _honoured("return_token_ids", "vLLM", True, "adds prompt_token_ids and token_ids"),
     _honoured("return_tokens_as_token_ids", "vLLM", True, "tokens of logprobs are shown as token_id:N"),
     _honoured("timeout_s", "xLLM", 30.0, "the request ends with a 504 after that many seconds"),
-    _inert("user", "OpenAI", "me", "an end-user label"),
+    _honoured("ttft_slo_ms", "xLLM", 500.0, "budget to the first token: deadline of the order, 429 when out of reach"),
+    _honoured("tpot_slo_ms", "xLLM", 50.0, "budget per output token: prompts beside it are cut to meet it"),
+    _honoured("ttlt_slo_ms", "xLLM", 5000.0, "budget to the last token; counts as a bound of the first one"),
+    _honoured("offline", "xLLM", True, "best effort: behind all online requests"),
+    _honoured("user", "OpenAI", "me", "the tenant under --fairness, where not several API keys tell tenants apart"),
     _inert("session_id", "vLLM", "s1", "a routing hint; one instance serves all"),
     _refused(
         "spaces_between_special_tokens", "vLLM", False, "true is what the decoder does", True

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from xllm.api.errors import error_response
 from xllm.api.observe import EdgeMetrics
 from xllm.errors import Unauthorized, XllmError
+from xllm.types.tenant import key_tenant
 
 OPEN_PATHS = frozenset({"/health", "/ready", "/metrics", "/version", "/openapi.json", "/docs"})
 """Answered without a key: probes, scrapers and the description of the API."""
@@ -24,19 +25,21 @@ class KeyRing:
         self._keys = tuple(key.encode() for key in keys)
         self._admin = None if admin_key is None else admin_key.encode()
 
-    def check(self, path: str, header: str | None) -> None:
+    def check(self, path: str, header: str | None) -> str:
         """Refuse a request without a key that opens ``path``. The admin key opens everything.
+
+        Returns the tenant the key stands for; "" where keys do not tell tenants apart (none, or one for all).
 
         Raises:
             Unauthorized: no key, or a wrong one.
         """
         if path in OPEN_PATHS:
-            return
+            return ""
         is_admin = path.startswith("/debug") and self._admin is not None
         wanted = [self._admin] if is_admin else [*self._keys, *([self._admin] if self._keys else [])]
         accepted = [key for key in wanted if key is not None]
         if not accepted:
-            return
+            return ""
         scheme, _, given = (header or "").partition(" ")
         if scheme.lower() != "bearer" or not given:
             raise Unauthorized("no API key was given", hint="send the header Authorization: Bearer KEY")
@@ -44,6 +47,7 @@ class KeyRing:
         matches = [hmac.compare_digest(raw, key) for key in accepted]
         if not any(matches):
             raise Unauthorized("the API key is wrong", hint="ask the operator for one")
+        return key_tenant(raw) if len(self._keys) > 1 else ""
 
 
 class Guard:
@@ -68,7 +72,7 @@ class Guard:
             await send(message)
 
         try:
-            self._keys.check(_route_path(scope), _authorization(scope))
+            scope["tenant"] = self._keys.check(_route_path(scope), _authorization(scope))
         except XllmError as error:
             await error_response(error)(scope, receive, counted_send)
         else:

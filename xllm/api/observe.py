@@ -83,6 +83,7 @@ class EdgeMetrics:
         metrics.set("num_requests_running", sum(item.load.num_running for item in loads))
         metrics.set("num_requests_waiting", sum(item.load.num_waiting for item in loads))
         metrics.set("engine_healthy", float(bool(loads) and all(item.is_healthy for item in loads)))
+        metrics.set("step_time_error", max((item.load.step_time_error for item in loads), default=0.0))
         total = sum(item.load.blocks_total for item in loads)
         states = ("free", "used", "cached", "leased", "pinned")
         counts = {state: sum(getattr(item.load, f"blocks_{state}") for item in loads) for state in states}
@@ -102,6 +103,7 @@ _TOTALS = (
     ("prefix_cache_queries", "prefix_query_tokens"),
     ("prefix_cache_hits", "prefix_hit_tokens"),
     ("engine_steps", "step"),
+    ("early_rejections", "num_early_rejections"),
 )
 
 

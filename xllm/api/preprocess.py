@@ -18,7 +18,7 @@ from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import ContextTooLong, InvalidRequest
 from xllm.types.block_hash import block_hashes, root_hash
 from xllm.types.ids import BlockHash
-from xllm.types.request import Request
+from xllm.types.request import Request, SloBudgets
 from xllm.types.sampling import MAX_SEED, SamplingParams
 
 _INT64 = 2**63
@@ -35,6 +35,8 @@ class Admission:
     cache_salt: str = ""
     deadline_in_s: float | None = None
     """None: no deadline but the server's."""
+    slo: SloBudgets = SloBudgets()
+    tenant: str = ""
 
 
 @dataclass(slots=True)
@@ -76,6 +78,8 @@ class Preprocessor:
             eos_token_ids=self.text.eos_token_ids,
             priority=_checked(admission.priority, "priority"),
             offline=admission.offline,
+            tenant=admission.tenant,
+            slo=_checked_slo(admission.slo),
             cache_salt=admission.cache_salt,
             age_s=age_s,
             deadline_in_s=self._deadline(admission.deadline_in_s),
@@ -202,6 +206,17 @@ def _checked(value: int, name: str) -> int:
     if not -_INT64 <= value < _INT64:
         raise InvalidRequest(f"{name} is {value}", hint="use a 64-bit integer", param=name)
     return value
+
+
+def _checked_slo(slo: SloBudgets) -> SloBudgets:
+    for name in ("ttft", "tpot", "ttlt"):
+        value = getattr(slo, f"{name}_ms")
+        if value is not None and not 0 < value < float("inf"):
+            field_name = f"{name}_slo_ms"
+            raise InvalidRequest(
+                f"{field_name} is {value}", hint="use a number of milliseconds above 0", param=field_name
+            )
+    return slo
 
 
 def truncate_ids(ids: Sequence[int], wanted: int | None, side: str | None, room: int) -> Sequence[int]:

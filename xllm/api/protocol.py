@@ -106,6 +106,10 @@ class SamplingFields(Struct, forbid_unknown_fields=True, kw_only=True):
     return_token_ids: bool | None = None
     return_tokens_as_token_ids: bool | None = None
     timeout_s: float | None = None
+    ttft_slo_ms: float | None = None
+    tpot_slo_ms: float | None = None
+    ttlt_slo_ms: float | None = None
+    offline: bool | None = None
 
     user: str | None = None
     session_id: str | None = None
