@@ -8,6 +8,7 @@ experienced: requests that come later and go first are not in the sum, their eff
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +75,22 @@ class _Ahead:
     """Of them, without a row yet."""
     num_blocks: int = 0
 
+    @classmethod
+    def of(cls, seqs: Iterable[Sequence], block_size: int) -> _Ahead:
+        """Sums of what is still to do."""
+        ahead = cls()
+        for seq in seqs:
+            ahead.num_tokens += max(0, len(seq.token_ids) - seq.num_scheduled)
+            if seq.row is None:
+                ahead.num_seqs += 1
+                ahead.num_blocks += len(seq.token_ids) // block_size + 1
+        return ahead
+
+
+def _open(scheduler: Scheduler) -> list[Sequence]:
+    """Who needs prompt tokens computed: everybody that waits, and the running ones without a first token."""
+    return [*scheduler.waiting, *(s for s in scheduler.running if s.first_token_s is None)]
+
 
 class EarlyRejection:
     """See the module; ``rejects`` False only predicts."""
@@ -95,7 +112,7 @@ class EarlyRejection:
         if not self._times.is_known:
             return
         seq.key = scheduler.order.key(seq, now_s)
-        predicted_s = self._predict_s(seq, scheduler)
+        predicted_s = self._predict_s(seq, scheduler, now_s)
         seq.predicted_ttft_s = predicted_s
         budget_s = seq.due_s - now_s
         if predicted_s <= budget_s or not self._rejects:
@@ -115,25 +132,13 @@ class EarlyRejection:
         """For a short request at the end of the queue."""
         if not self._times.is_known:
             return None
-        return self._wait_s(self._ahead_of(None, scheduler), 1, scheduler)
+        return self._wait_s(_Ahead.of(_open(scheduler), scheduler.cache.block_size), 1, scheduler)
 
-    def _predict_s(self, seq: Sequence, scheduler: Scheduler) -> float:
+    def _predict_s(self, seq: Sequence, scheduler: Scheduler, now_s: float) -> float:
         own = len(seq.token_ids)
-        return self._wait_s(self._ahead_of(seq, scheduler), own, scheduler) * self._factors[own.bit_length()]
-
-    def _ahead_of(self, seq: Sequence | None, scheduler: Scheduler) -> _Ahead:
-        """Sums over the running and over those that wait with a smaller key."""
-        ahead = _Ahead()
-        size = scheduler.cache.block_size
-        for other in scheduler.running:
-            if other.first_token_s is None:
-                ahead.num_tokens += len(other.token_ids) - other.num_scheduled
-        for other in scheduler.waiting:
-            if seq is None or other.key < seq.key:
-                ahead.num_tokens += len(other.token_ids)
-                ahead.num_seqs += 1
-                ahead.num_blocks += len(other.token_ids) // size + 1
-        return ahead
+        others = scheduler.order.ahead(seq, _open(scheduler), scheduler.running, now_s)
+        ahead = _Ahead.of(others, scheduler.cache.block_size)
+        return self._wait_s(ahead, own, scheduler) * self._factors[own.bit_length()]
 
     def _wait_s(self, ahead: _Ahead, own: int, scheduler: Scheduler) -> float:
         limits, cache = scheduler.limits, scheduler.cache

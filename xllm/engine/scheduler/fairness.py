@@ -121,6 +121,12 @@ class FairOrder:
             for tenant in away[: len(self._counters) - MAX_TENANTS]:
                 del self._counters[tenant]
 
+    def ahead(
+        self, seq: Sequence, others: Collection[Sequence], running: Collection[Sequence], now_s: float
+    ) -> list[Sequence]:
+        """Those with a smaller key: tenants that got less, and the own requests before it."""
+        return [s for s in others if s.key < seq.key]
+
     def on_admit(self, seq: Sequence, num_cached: int) -> None:
         """Charge the prompt once; what was cached is free, what a preemption threw away is not charged again."""
         self._inner.on_admit(seq, num_cached)

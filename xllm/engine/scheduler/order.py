@@ -41,6 +41,12 @@ class OrderPolicy(Protocol):
         """A step begins: give new keys (``seq.key``) where the order has changed; True when any key is new."""
         ...
 
+    def ahead(
+        self, seq: Sequence, others: Collection[Sequence], running: Collection[Sequence], now_s: float
+    ) -> list[Sequence]:
+        """Which of ``others``, who have no first token yet, would get theirs before ``seq``, which is not queued."""
+        ...
+
     def on_admit(self, seq: Sequence, num_cached: int) -> None:
         """It starts to run (again); ``num_cached`` of its tokens need not be computed."""
         ...
@@ -66,6 +72,12 @@ class StaticOrder:
         """Nothing changes."""
         return False
 
+    def ahead(
+        self, seq: Sequence, others: Collection[Sequence], running: Collection[Sequence], now_s: float
+    ) -> list[Sequence]:
+        """Those with a smaller key."""
+        return [s for s in others if s.key < seq.key]
+
     def on_admit(self, seq: Sequence, num_cached: int) -> None:
         """Of no interest."""
 
@@ -85,6 +97,12 @@ class DeadlineOrder:
     def rank(self, waiting: Collection[Sequence], running: Collection[Sequence], now_s: float) -> bool:
         """Deadlines do not move."""
         return False
+
+    def ahead(
+        self, seq: Sequence, others: Collection[Sequence], running: Collection[Sequence], now_s: float
+    ) -> list[Sequence]:
+        """Those with a smaller key."""
+        return [s for s in others if s.key < seq.key]
 
     def on_admit(self, seq: Sequence, num_cached: int) -> None:
         """Of no interest."""

@@ -63,31 +63,50 @@ class UrgencyOrder:
         if oldest is not None and now_s - oldest.arrival_s > self._starvation_s:
             oldest.key = (0, FIRST, oldest.arrival_s, oldest.arrival)
             seqs.remove(oldest)
-        pace = measure_pace(
-            running, self._times, max_tokens=self._limits.max_num_batched_tokens, margin=self._margin
-        )
-        self._rank(seqs, now_s, pace.token_s)
+        for seq in seqs:
+            seq.key = (0, ON_TIME, seq.due_s, seq.arrival)
+        late = self._set_aside(seqs, now_s, self._token_s(running))
+        for cost, seq in late:
+            seq.key = (0, LATE, cost, seq.arrival)
+        for seq in seqs:
+            if seq.num_preemptions >= self._limits.max_preemptions:
+                seq.key = (0, FIRST, seq.arrival_s, seq.arrival)
+        self.num_late = len(late)
         return True
 
-    def _rank(self, seqs: list[Sequence], now_s: float, token_s: float) -> None:
-        max_preemptions = self._limits.max_preemptions
+    def _token_s(self, running: Collection[Sequence]) -> float:
+        limit = self._limits.max_num_batched_tokens
+        return measure_pace(running, self._times, max_tokens=limit, margin=self._margin).token_s
+
+    def _set_aside(
+        self, seqs: Collection[Sequence], now_s: float, token_s: float
+    ) -> list[tuple[float, Sequence]]:
+        """Moore and Hodgson's walk: (seconds per value, sequence) of those that are given up for the others."""
         kept: list[tuple[float, int, float, Sequence]] = []
+        late: list[tuple[float, Sequence]] = []
         end_s = now_s
-        self.num_late = 0
         for seq in sorted(seqs, key=lambda s: (s.due_s, s.arrival)):
-            if seq.num_preemptions >= max_preemptions:
-                seq.key = (0, FIRST, seq.arrival_s, seq.arrival)
-                continue
-            seq.key = (0, ON_TIME, seq.due_s, seq.arrival)
             work_s = max(1, len(seq.token_ids) - seq.num_scheduled) * token_s
             cost = work_s * 2.0 ** max(-30, min(30, seq.request.priority))
             heapq.heappush(kept, (-cost, seq.arrival, work_s, seq))
             end_s += work_s
             if end_s > seq.due_s:
-                worst, _, saved_s, late = heapq.heappop(kept)
+                worst, _, saved_s, dropped = heapq.heappop(kept)
                 end_s -= saved_s
-                late.key = (0, LATE, -worst, late.arrival)
-                self.num_late += 1
+                late.append((-worst, dropped))
+        return late
+
+    def ahead(
+        self, seq: Sequence, others: Collection[Sequence], running: Collection[Sequence], now_s: float
+    ) -> list[Sequence]:
+        """What the next ranking will put before it; everybody online when it would be set aside itself."""
+        if seq.request.offline:
+            return list(others)
+        online = [s for s in others if not s.request.offline]
+        late = {s.id for _, s in self._set_aside([*online, seq], now_s, self._token_s(running))}
+        if seq.id in late:
+            return online
+        return [s for s in online if s.id not in late and (s.key[1] == FIRST or s.due_s <= seq.due_s)]
 
     def on_admit(self, seq: Sequence, num_cached: int) -> None:
         """Of no interest."""
