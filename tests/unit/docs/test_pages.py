@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from xllm.base.metrics import METRICS, PREFIX
 from xllm.cli.main import COMMANDS, Parser
 from xllm.config.load import Schema
 
@@ -132,3 +133,10 @@ def test_names_in_code_font_exist() -> None:
         if unknown:
             lost[page.name] = unknown
     assert not lost, f"names that are nowhere in the source: {lost}"
+
+
+def test_metrics_exist() -> None:
+    known = {PREFIX + row.name + ("_total" if row.kind == "counter" else "") for row in METRICS}
+    for page in OWN:
+        named = set(re.findall(r"\bxllm:[a-z]\w+", page.read_text(encoding="utf-8")))
+        assert named <= known, f"{page.name} names metrics that do not exist: {sorted(named - known)}"
