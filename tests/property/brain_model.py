@@ -9,8 +9,10 @@ import random
 from collections import Counter
 
 from tests.fakes.hash_executor import HashExecutor, next_token
+from tests.fakes.small_brain import make_geometry
 from xllm.base.clock import ManualClock
 from xllm.engine.brain import build_brain
+from xllm.engine.cache.pages.placement import RangePlacement
 from xllm.engine.core.engine_core import EngineCore
 from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.errors import CapacityError
@@ -34,10 +36,10 @@ def make_layout(*, with_state: bool) -> KVLayout:
 class BrainModel:
     """The brain under test with its body, and what has been promised to the outside."""
 
-    def __init__(
-        self, rng: random.Random, *, depth: int, with_state: bool, caching: bool, policy: str
-    ) -> None:
+    def __init__(self, rng: random.Random, *, depth: int, kind: str, caching: bool, policy: str) -> None:
+        """``kind``: ``paged``, ``state`` (a second group of that kind) or ``xtensor`` (virtual ranges)."""
         self.rng = rng
+        with_state = kind == "state"
         num_blocks = rng.choice([10, 12, 20, 40])
         self.clock = ManualClock()
         limits = SchedulerLimits(
@@ -48,6 +50,9 @@ class BrainModel:
             watermark=rng.choice([0.0, 0.1]),
         )
         blocks = [16, num_blocks] if with_state else [num_blocks]
+        pages = None
+        if kind == "xtensor":
+            pages = make_geometry(limits, num_blocks, BLOCK, int(num_blocks * rng.choice([1.0, 1.3, 3.0])))
         self.core: EngineCore = build_brain(
             layout=make_layout(with_state=with_state),
             num_blocks=blocks,
@@ -57,9 +62,17 @@ class BrainModel:
             enable_prefix_caching=caching,
             scheduling_policy=policy,
             depth=depth,
+            pages=pages,
         )
         group = 1 if with_state else 0
-        self.body = HashExecutor(block_size=BLOCK, num_blocks=num_blocks, vocab_size=VOCAB, kv_group=group)
+        self.body = HashExecutor(
+            block_size=BLOCK,
+            num_blocks=num_blocks,
+            vocab_size=VOCAB,
+            kv_group=group,
+            pages=pages,
+            refusal=rng.choice([0.0, 0.05, 0.5]) if pages else 0.0,
+        )
         self.inflight: list[tuple[Batch, str]] = []
         self.requests: dict[str, Request] = {}
         self.tokens: dict[tuple[str, int], list[int]] = {}
@@ -175,3 +188,18 @@ class BrainModel:
         self.seen["hits"] += self.core.scheduler.num_hit_tokens
         self.seen["preemptions"] += self.core.scheduler.num_preemptions
         self.seen["copies"] += self.body.num_copies
+        self._see_pages()
+
+    def _see_pages(self) -> None:
+        """What the layout of virtual ranges did."""
+        placement, pages = self.core.cache.placement, self.body.pages
+        if not isinstance(placement, RangePlacement) or pages is None:
+            return
+        pages.wait()
+        self.seen["rebound"] += placement.num_rebound
+        self.seen["shared"] += placement.num_shared
+        self.seen["ahead"] += pages.num_ahead
+        self.seen["mapped"] += pages.num_mapped
+        self.seen["unmapped"] += pages.num_unmapped
+        self.seen["refused"] += pages.num_refused
+        self.seen["repaired"] += pages.num_repaired

@@ -14,15 +14,14 @@ import pytest
 
 from tests.property.brain_model import BrainModel
 
+NUM_CELLS = 12
 OPERATIONS = int(os.environ.get("PROPERTY_OPERATIONS", "100000"))
 
 
 def run_machine(
-    seed: int, operations: int, *, depth: int, with_state: bool, caching: bool, policy: str
+    seed: int, operations: int, *, depth: int, kind: str, caching: bool, policy: str
 ) -> BrainModel:
-    model = BrainModel(
-        random.Random(seed), depth=depth, with_state=with_state, caching=caching, policy=policy
-    )
+    model = BrainModel(random.Random(seed), depth=depth, kind=kind, caching=caching, policy=policy)
     actions = [model.add, model.submit, model.answer, model.abort, model.tick]
     for _ in range(operations):
         model.rng.choices(actions, [2, 8, 8, 0.3, 0.5])[0]()
@@ -32,19 +31,17 @@ def run_machine(
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-@pytest.mark.parametrize("with_state", [False, True])
+@pytest.mark.parametrize("kind", ["paged", "state", "xtensor"])
 @pytest.mark.parametrize("caching", [False, True])
 @pytest.mark.timeout(600)
-def test_random_operations(depth: int, with_state: bool, caching: bool) -> None:
+def test_random_operations(depth: int, kind: str, caching: bool) -> None:
     """10^5 operations over all cells, in many short lives with different pools."""
     per_life, total = 250, Counter[str]()
-    lives = max(1, OPERATIONS // 8 // per_life)
+    lives = max(1, OPERATIONS // NUM_CELLS // per_life)
     for life in range(lives):
         policy = ["fcfs", "priority"][life % 2]
-        seed = life * 100 + depth * 4 + with_state * 2 + caching
-        model = run_machine(
-            seed, per_life, depth=depth, with_state=with_state, caching=caching, policy=policy
-        )
+        seed = life * 100 + depth * 4 + (kind == "state") * 2 + caching + (kind == "xtensor") * 50
+        model = run_machine(seed, per_life, depth=depth, kind=kind, caching=caching, policy=policy)
         total.update(model.seen)
         total.update(model.reasons)
     acted = {
@@ -59,8 +56,10 @@ def test_random_operations(depth: int, with_state: bool, caching: bool) -> None:
         "deadline",
         "error",
     }
-    if caching and not with_state:
+    if caching and kind != "state":
         acted |= {"hits", "copies"}
+    if kind == "xtensor":
+        acted |= {"rebound", "shared", "ahead", "mapped", "unmapped", "refused", "repaired"}
     if depth == 2:
         acted.add("overlapped")
     assert not [name for name in acted if total[name] == 0], f"never happened: {total}"

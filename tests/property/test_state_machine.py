@@ -33,13 +33,12 @@ class BrainMachine(RuleBasedStateMachine):
     model: BrainModel | None = None
 
     @initialize(
-        seed=st.integers(0, 2**16), depth=st.sampled_from([1, 2]), with_state=st.booleans(), caching=st.booleans(),
+        seed=st.integers(0, 2**16), depth=st.sampled_from([1, 2]),
+        kind=st.sampled_from(["paged", "state", "xtensor"]), caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
     )  # fmt: skip
-    def build(self, seed: int, depth: int, with_state: bool, caching: bool, policy: str) -> None:
-        self.model = BrainModel(
-            random.Random(seed), depth=depth, with_state=with_state, caching=caching, policy=policy
-        )
+    def build(self, seed: int, depth: int, kind: str, caching: bool, policy: str) -> None:
+        self.model = BrainModel(random.Random(seed), depth=depth, kind=kind, caching=caching, policy=policy)
 
     @rule(count=st.integers(1, 3))
     def add(self, count: int) -> None:
@@ -97,6 +96,8 @@ def test_any_sequence_of_operations() -> None:
         ),
     )  # fmt: skip
     missing = [
-        name for name in ("ok", "failed", "interrupted", "hits", "preemptions", "copies") if not SEEN[name]
+        name
+        for name in ("ok", "failed", "interrupted", "hits", "preemptions", "copies", "rebound", "refused")
+        if not SEEN[name]
     ]
     assert not missing, f"never happened: {missing} in {SEEN}"
