@@ -140,3 +140,13 @@ def test_metrics_exist() -> None:
     for page in OWN:
         named = set(re.findall(r"\bxllm:[a-z]\w+", page.read_text(encoding="utf-8")))
         assert named <= known, f"{page.name} names metrics that do not exist: {sorted(named - known)}"
+
+
+def test_options_exist() -> None:
+    schema = Schema()
+    option = re.compile(rf"`(?:--set )?((?:{'|'.join(schema.sections)})\.[a-z_]+)[`=]")
+    for page in OWN:
+        unknown = (
+            set(option.findall(page.read_text(encoding="utf-8"))) - set(schema.by_key) - {"scheduler.py"}
+        )
+        assert not unknown, f"{page.name} names options that do not exist: {sorted(unknown)}"
