@@ -15,6 +15,9 @@ from xllm.config.schema import ENV_PREFIX
 for _name in [name for name in os.environ if name.startswith(ENV_PREFIX) and name not in RESERVED_ENV]:
     del os.environ[_name]
 os.environ["XDG_CACHE_HOME"] = str(Path(tempfile.gettempdir()) / "xllm-tests-cache")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell that runs the tests in the background ignores SIGINT for them and all their children; some tests send it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
 
 

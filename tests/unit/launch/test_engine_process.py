@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,9 +54,25 @@ def wait_gone(pid: int) -> None:
         time.sleep(0.02)
 
 
-def num_children() -> int:
+def all_children() -> set[str]:
     tasks = Path("/proc/self/task").iterdir()
-    return sum(len((task / "children").read_text().split()) for task in tasks)
+    return {pid for task in tasks for pid in (task / "children").read_text().split()}
+
+
+@pytest.fixture(autouse=True)
+def others() -> Iterator[set[str]]:
+    """Children that other tests keep (servers of a whole session)."""
+    OTHERS.clear()
+    OTHERS.update(all_children())
+    yield OTHERS
+
+
+OTHERS: set[str] = set()
+
+
+def num_children() -> int:
+    """Children started since the test began."""
+    return len(all_children() - OTHERS)
 
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
