@@ -149,3 +149,19 @@ def test_a_bad_model_is_said_at_once(tmp_path: Path) -> None:
             raise AssertionError("it started")
     except AssertionError as exc:
         assert "config.json" in str(exc), exc
+
+
+def test_many_deadlines_that_are_due_at_once_harm_nobody(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Delays that round to zero: uvloop then gives a handle that does not know when it is due."""
+    with Served(tiny_model_dir, "--executor", profile(tmp_path, 0.002)) as served:
+        for round_number in range(15):
+            bodies = [
+                LONG | {"timeout_s": 0.0002 * (i + round_number + 1), "stream": True} for i in range(10)
+            ]
+            conns = [start_stream(served, body) for body in bodies]
+            for conn in conns:
+                response = conn.getresponse()
+                text = response.read()
+                assert b'"code":504' in text, text
+                conn.close()
+        assert ask(f"{served.url}/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200

@@ -54,6 +54,7 @@ class StepLoop:
         self._loop = asyncio.get_running_loop()
         self._turn_planned = False
         self._ticker: asyncio.TimerHandle | None = None
+        self._tick_due_s = 0.0
         self._step_waits: dict[StepId, Wait] = {}
 
     def start(self) -> None:
@@ -182,11 +183,13 @@ class StepLoop:
         in_s = self.core.next_deadline_in_s()
         if in_s is None:
             return
+        due_s = self._loop.time() + in_s
         if self._ticker is not None:
-            if self._ticker.when() <= self._loop.time() + in_s:
+            if self._tick_due_s <= due_s:
                 return  # it fires early enough and plans again
             self._ticker.cancel()
-        self._ticker = self._loop.call_later(in_s, self._tick)
+        # uvloop's handle of a delay that rounds to 0 does not know when it is due: we remember it.
+        self._ticker, self._tick_due_s = self._loop.call_later(in_s, self._tick), due_s
 
     def _tick(self) -> None:
         self._ticker = None
