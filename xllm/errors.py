@@ -15,6 +15,9 @@
     +-- InstanceError               an engine instance failed                           503
     |   +-- InstanceLost            the instance or its connection is gone (retryable)
     |   +-- TransferError           KV or media bytes did not arrive intact (retryable)
+    +-- RegistryError               the registry cannot be reached or refused           503
+    |   +-- LeaseExpired            the lease is gone, with every key under it
+    |   +-- Compacted               the events after a revision are no longer kept: list again
     +-- ProtocolError               a peer spoke the wrong version or a malformed frame 502
     +-- MissingDependency           an optional extra is needed
     +-- InternalError               our bug; the message says which invariant broke     500
@@ -144,6 +147,22 @@ class TransferError(InstanceError):
     """Bytes moved between instances or tiers did not arrive intact."""
 
     retryable = True
+
+
+class RegistryError(XllmError):
+    """The registry cannot be reached, answered nonsense or refused; requests flow on without it."""
+
+    status = 503
+    type_name = "ServiceUnavailableError"
+    retryable = True
+
+
+class LeaseExpired(RegistryError):
+    """The lease is gone, and with it every key that was written under it: grant a new one."""
+
+
+class Compacted(RegistryError):
+    """The events after the revision asked for are no longer kept: list again, then watch from there."""
 
 
 class ProtocolError(XllmError):

@@ -15,6 +15,7 @@ from xllm.types.instance import HealthReport, InstanceInfo, LoadReport
 from xllm.types.kv_event import KvEventBatch
 from xllm.types.output import OutputError, OutputFrame
 from xllm.types.request import Request
+from xllm.types.store import Lease, Snapshot, StoreEvent
 
 PROTOCOL_VERSION = 1
 
@@ -152,4 +153,99 @@ class DebugReply(Struct, frozen=True, kw_only=True, tag="debug"):
 
 FromEngine = (
     Hello | Ack | Failure | LoadReply | HealthReply | InfoReply | Outputs | KvEvents | DebugReply
+)  # fmt: skip
+
+
+class RegistryPut(Struct, frozen=True, kw_only=True, tag="registry_put"):
+    """Write a key; answered by :class:`RegistryRevision`."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+    """Lease the key lives under; 0: it stays until it is deleted."""
+
+
+class RegistryTrySet(Struct, frozen=True, kw_only=True, tag="registry_try_set"):
+    """Compare-and-set; answered by :class:`RegistryRevision`, whose revision is None when refused."""
+
+    key: str
+    value: bytes | None
+    """None: delete."""
+    expected_revision: int
+    """Of the key's last write; 0: the key must not be there."""
+    lease: int = 0
+
+
+class RegistryGet(Struct, frozen=True, kw_only=True, tag="registry_get"):
+    """Answered by :class:`RegistrySnapshot`."""
+
+    prefix: str
+
+
+class RegistryGrant(Struct, frozen=True, kw_only=True, tag="registry_grant"):
+    """Answered by :class:`RegistryLease`."""
+
+    ttl_s: float
+
+
+class RegistryKeepAlive(Struct, frozen=True, kw_only=True, tag="registry_keep_alive"):
+    """Begin the lease's time anew; answered by :class:`RegistryLease`."""
+
+    lease: int
+
+
+class RegistryRevoke(Struct, frozen=True, kw_only=True, tag="registry_revoke"):
+    """End a lease and delete its keys; an unknown one is fine."""
+
+    lease: int
+
+
+class RegistryWatch(Struct, frozen=True, kw_only=True, tag="registry_watch"):
+    """Send :class:`RegistryEvents` for every change of keys under ``prefix`` after ``after_revision``."""
+
+    watch_id: int
+    """Chosen by the client, unique on its connection."""
+    prefix: str
+    after_revision: int
+
+
+class RegistryUnwatch(Struct, frozen=True, kw_only=True, tag="registry_unwatch"):
+    """Send no more of them."""
+
+    watch_id: int
+
+
+ToRegistry = (
+    Hello | RegistryPut | RegistryTrySet | RegistryGet | RegistryGrant | RegistryKeepAlive | RegistryRevoke
+    | RegistryWatch | RegistryUnwatch
+)  # fmt: skip
+
+
+class RegistryRevision(Struct, frozen=True, kw_only=True, tag="registry_revision"):
+    """The revision of a write; None: refused by its condition."""
+
+    revision: int | None
+
+
+class RegistrySnapshot(Struct, frozen=True, kw_only=True, tag="registry_snapshot"):
+    """Keys under a prefix."""
+
+    snapshot: Snapshot
+
+
+class RegistryLease(Struct, frozen=True, kw_only=True, tag="registry_lease"):
+    """A lease and its remaining time."""
+
+    lease: Lease
+
+
+class RegistryEvents(Struct, frozen=True, kw_only=True, tag="registry_events"):
+    """Changes in their order (call id 0)."""
+
+    watch_id: int
+    events: tuple[StoreEvent, ...]
+
+
+FromRegistry = (
+    Hello | Ack | Failure | RegistryRevision | RegistrySnapshot | RegistryLease | RegistryEvents
 )  # fmt: skip
