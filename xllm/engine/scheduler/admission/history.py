@@ -80,15 +80,16 @@ class OutputHistory:
         The values above d, with d in front and the request's maximum behind, are a piecewise-linear inverse CDF; the
         tail up to the maximum weighs as much as one sample: a deliberate pessimism that shrinks with the window.
         """
+        out = np.zeros((num_draws, len(running)))
         uniform = self._rng.random((num_draws, len(running)))
-        out = np.empty((num_draws, len(running)))
+        rings: dict[int, tuple[NDArray[np.float64], list[int]]] = {}
         for index, seq in enumerate(running):
-            produced, limit = seq.num_output, seq.max_output_tokens
             lengths = self.lengths_for(seq)
-            above = lengths[np.searchsorted(lengths, produced, side="right") :]
-            knots = np.concatenate(([produced], np.minimum(above, limit), [limit]))
-            place = uniform[:, index] * (len(knots) - 1)
-            out[:, index] = np.interp(place, np.arange(len(knots)), knots) - produced
+            rings.setdefault(id(lengths), (lengths, []))[1].append(index)
+        for lengths, members in rings.values():
+            produced = np.array([running[i].num_output for i in members], dtype=np.float64)
+            limits = np.array([running[i].max_output_tokens for i in members], dtype=np.float64)
+            out[:, members] = _inverse_cdf(lengths, produced, limits, uniform[:, members]) - produced
         remaining: NDArray[np.float64] = np.maximum(out, 0.0)
         return remaining
 
@@ -100,3 +101,25 @@ class OutputHistory:
             np.minimum(drawn, seq.max_output_tokens) - seq.num_output, 0.0
         )
         return remaining
+
+
+def _inverse_cdf(
+    lengths: NDArray[np.float64],
+    produced: NDArray[np.float64],
+    limits: NDArray[np.float64],
+    uniform: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Per column the piecewise-linear inverse CDF over [produced, lengths above it (at most the limit), limit]."""
+    first = np.searchsorted(lengths, produced, side="right")
+    num_above = len(lengths) - first
+    place = uniform * (num_above + 1)
+    low = np.floor(place).astype(np.int64)
+
+    def knot(index: NDArray[np.int64]) -> NDArray[np.float64]:
+        inner = lengths[np.clip(first + index - 1, 0, len(lengths) - 1)]
+        value = np.where(index == 0, produced, np.where(index > num_above, limits, np.minimum(inner, limits)))
+        return value.astype(np.float64)
+
+    below = knot(low)
+    values: NDArray[np.float64] = below + (place - low) * (knot(low + 1) - below)
+    return values

@@ -25,6 +25,8 @@ from xllm.engine.scheduler.admission.peak import (
 from xllm.engine.scheduler.sequence import Sequence
 
 MAX_DRAWS = 5
+RETRY_STEPS = 10
+"""Steps for which a refusal stands while nobody leaves: asking again each step would wait for a lucky draw."""
 
 
 class PastFutureAdmission:
@@ -33,6 +35,7 @@ class PastFutureAdmission:
     INVARIANTS
     - Draws of running sequences stay fixed during a round; every candidate gets fresh ones.
     - With nothing running the first always enters.
+    - A refusal stands for RETRY_STEPS steps, or until a sequence leaves.
     """
 
     def __init__(self, history: OutputHistory, *, reserve: float, chunk_tokens: int, lag_tokens: int) -> None:
@@ -45,9 +48,15 @@ class PastFutureAdmission:
         self._remaining: Floats = np.empty((1, 0))
         self._budget = 0.0
         self._candidate: tuple[float, Floats] = (0.0, np.empty(0))
+        self._num_running = 0
+        self._steps_to_wait = 0
 
     def begin_round(self, running: Seq[Sequence], cache: KVCache) -> None:
-        """Measure what runs and draw its remaining lengths."""
+        """Measure what runs and draw its remaining lengths, unless the last refusal still stands."""
+        self._steps_to_wait = 0 if len(running) < self._num_running else max(0, self._steps_to_wait - 1)
+        self._num_running = len(running)
+        if self._steps_to_wait:
+            return
         holdings = measure_holdings(running, cache)
         self._cache = cache
         self._held = holdings.own
@@ -66,6 +75,8 @@ class PastFutureAdmission:
     def may_admit(self, seq: Sequence, hit: PrefixHit) -> bool:
         """Whether the largest of the peaks with it fits."""
         assert self._cache is not None, "may_admit outside a round"
+        if self._steps_to_wait:
+            return False
         tokens = candidate_tokens(seq, hit, self._cache)
         unprefilled = len(seq.token_ids) - max(hit.num_tokens, seq.num_computed)
         steps = self._history.sample_fresh(seq, len(self._remaining))
@@ -77,13 +88,17 @@ class PastFutureAdmission:
         peaks = (
             peak_tokens(held, np.append(row, step)) for row, step in zip(self._remaining, steps, strict=True)
         )
-        return max(peaks) < self._budget
+        if max(peaks) < self._budget:
+            return True
+        self._steps_to_wait = RETRY_STEPS
+        return False
 
     def on_admit(self, seq: Sequence) -> None:
         """Its draws stay for the rest of the round."""
         tokens, steps = self._candidate
         self._held = np.append(self._held, tokens)
         self._remaining = np.column_stack((self._remaining, steps))
+        self._num_running += 1
 
     def on_finish(self, seq: Sequence) -> None:
         """One more known length."""
