@@ -39,7 +39,7 @@ class SmallBrain:
         self, *, num_blocks: int = 32, depth: int = 1, xtensor: bool = False, refusal: float = 0.0, **options: Any
     ) -> None:
         limits = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 64, "watermark": 0.0}
-        wiring = {"enable_prefix_caching", "scheduling_policy", "admission"}
+        wiring = {"enable_prefix_caching", "scheduling_policy", "admission", "times", "slo"}
         self.clock = ManualClock(100.0)
         chosen = SchedulerLimits(**(limits | {k: v for k, v in options.items() if k not in wiring}))
         pages = make_geometry(chosen, num_blocks, BLOCK) if xtensor else None

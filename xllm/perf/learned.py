@@ -38,7 +38,7 @@ MAX_VARIANCE = 100.0
 """Forgetting pauses where a factor's relative variance has grown to this: unexcited directions must not wind up."""
 RECENT = 256
 WARM_SAMPLES = 256
-SAMPLE_EVERY = 4
+SAMPLE_EVERY = 16
 
 Floats = NDArray[np.float64]
 
@@ -113,7 +113,7 @@ class LearnedStepTime:
     # -- learning ---------------------------------------------------------------------------------------------------
 
     def wants_sample(self) -> bool:
-        """Every step at first, later one in four: a fit needs no more and a step has better things to do."""
+        """Every step at first, later one in sixteen: a fit needs no more and a step has better things to do."""
         self._ticks += 1
         return self.num_samples < WARM_SAMPLES or self._ticks % SAMPLE_EVERY == 0
 
