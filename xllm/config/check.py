@@ -36,6 +36,17 @@ def check_device_exists(
         yield ConfigError("runner.device is cuda, but no GPU was found", hint="use --device cpu")
 
 
+def check_graphs_are_built(
+    config: EngineConfig, resolved: ResolvedEngineConfig, machine: MachineFacts
+) -> Iterator[ConfigError]:
+    """The reference attention plans on the host, for every step anew: nothing a GPU could capture."""
+    if resolved.device == "cuda" and resolved.graphs != "off":
+        yield ConfigError(
+            f"runner.graphs is {resolved.graphs}: graphs are not built on a GPU yet",
+            hint="use --enforce-eager",
+        )
+
+
 def check_context_within_model(
     config: EngineConfig, resolved: ResolvedEngineConfig, machine: MachineFacts
 ) -> Iterator[ConfigError]:
@@ -145,6 +156,7 @@ def check_pages_can_be_mapped(
 
 CHECKS: tuple[Check, ...] = (
     check_device_exists,
+    check_graphs_are_built,
     check_context_within_model,
     check_budget_holds_a_prompt,
     check_one_kv_size,

@@ -81,7 +81,8 @@ class _Resolver:
             device=device,
             dtype=dtype,
             num_threads=self.num_threads(),
-            enforce_eager=config.runner.enforce_eager,
+            graphs=self.graphs(device),
+            max_graph_tokens=config.runner.max_graph_tokens,
             batch_invariant=config.runner.batch_invariant,
             max_model_len=max_model_len,
             kv_layout=layout,
@@ -238,6 +239,15 @@ class _Resolver:
             max_mappings=max_mappings(self.machine.max_map_count),
         )
 
+    def graphs(self, device: str) -> Literal["off", "decode", "all"]:
+        said = self.config.runner.graphs
+        if said != "auto":
+            return said
+        if not self.config.runner.enforce_eager:
+            reason = "not built on a GPU yet" if device == "cuda" else "a CPU has no launches to save"
+            self.decide("runner.graphs", "off", reason)
+        return "off"
+
     def longest(self, layout: KVLayout) -> int:
         """The length to plan for: as said, or the model's own within a KV size that was said."""
         cache = self.config.cache
@@ -337,6 +347,8 @@ class _Resolver:
             idle.append("kv_page_bytes has no effect with kv_layout paged: blocks are sized by block_size")
         if self.config.cache.kv_layout == "xtensor" and _was_said(sources, "cache.block_size"):
             idle.append("block_size has no effect with kv_layout xtensor: a block is a page (kv_page_bytes)")
+        if self.is_timed and _was_said(sources, "runner.graphs"):
+            idle.append("graphs have no effect with a timed executor: no forward is run")
         if self.is_timed and _was_said(sources, "model.load_format"):
             idle.append("load_format has no effect with a timed executor: no weights are loaded")
         return tuple(idle)

@@ -45,8 +45,10 @@ class ResolvedEngineConfig:
     """Number format of weights, activations and KV."""
     num_threads: int
     """Threads of a step on a CPU."""
-    enforce_eager: bool
-    """Never capture graphs."""
+    graphs: Literal["off", "decode", "all"]
+    """Which steps run as graphs."""
+    max_graph_tokens: int
+    """Tokens of the largest graph."""
     batch_invariant: bool
     """Logits independent of batch and chunking."""
     max_model_len: int

@@ -8,6 +8,7 @@ from typing import Literal
 from xllm.config.schema import opt, require
 
 Device = Literal["auto", "cpu", "cuda"]
+Graphs = Literal["auto", "off", "decode", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,7 +20,13 @@ class RunnerConfig:
     num_threads: int | None = opt(None, "--num-threads")
     """Threads of one step on a CPU; auto: the cores this process may use."""
     enforce_eager: bool = opt(False, "--enforce-eager", "--disable-cuda-graph")
-    """Never capture graphs. Graphs are not built yet, so every step is eager either way."""
+    """Run every step operation by operation, never as a graph: the off switch of ``graphs``."""
+    graphs: Graphs = "auto"
+    """Which steps run as graphs over persistent, padded inputs: ``off``; ``decode``: steps in which every row has one
+    token; ``all``: steps with prompts too, piece by piece; auto: off. On a CPU a graph is the padded forward itself,
+    which saves nothing; on a GPU graphs are not built yet."""
+    max_graph_tokens: int = 512
+    """Steps with more tokens are not run as graphs."""
     batch_invariant: bool = False
     """Make logits independent of batch, chunking and phase. Only false is built; float32 comes close
     without it."""
@@ -29,6 +36,11 @@ class RunnerConfig:
         require(
             (
                 (threads is None or threads >= 1, f"num_threads is {threads}: at least 1"),
+                (self.max_graph_tokens >= 1, f"max_graph_tokens is {self.max_graph_tokens}: at least 1"),
+                (
+                    not self.enforce_eager or self.graphs in ("auto", "off"),
+                    f"graphs is {self.graphs} and enforce_eager is true: say one of them",
+                ),
                 (not self.batch_invariant, "batch_invariant is true: not built yet, use false"),
             ),
             "runner",

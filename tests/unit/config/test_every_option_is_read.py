@@ -20,7 +20,7 @@ DECIDED_IN_CONFIG = {
     "cache.num_gpu_blocks_override": "becomes num_blocks",
     "scheduler.async_scheduling": "becomes pipeline_depth",
     "runner.batch_invariant": "only false is built; true is refused",
-    "runner.enforce_eager": "every step is eager",
+    "runner.enforce_eager": "becomes graphs = off",
 }
 
 

@@ -26,7 +26,7 @@ from xllm.engine.platform import Platform
 from xllm.engine.runner.graph_book import EagerBook, GraphBook
 from xllm.engine.runner.layer_words import LayerWords
 from xllm.engine.runner.logprobs import score_tokens
-from xllm.engine.runner.model_input import build_model_input, to_device
+from xllm.engine.runner.model_input import to_device
 from xllm.engine.runner.rows import PersistentRows
 from xllm.engine.runner.sampler import Sampler, Samples
 from xllm.engine.runner.step_plan import StepPlan, plan_step
@@ -56,10 +56,9 @@ class ModelRunner:
     ) -> None:
         self._model = model
         self._kv = kv
-        self._planner = planner
         self._platform = platform
         self._num_threads = num_threads
-        self._book: GraphBook = graph_book or EagerBook(model, kv)
+        self.graph_book: GraphBook = graph_book or EagerBook(model, kv, planner, platform.device)
         self._words = LayerWords()
         self._rows = PersistentRows(
             max_rows=max_num_seqs,
@@ -100,14 +99,15 @@ class ModelRunner:
         if not batch.rows:
             return BatchResult(step=batch.step, status="ok", epoch=batch.epoch)
         plan = plan_step(self._rows, batch)
-        inp = build_model_input(plan, self._planner, self._platform.device)
+        launch = self.graph_book.prepare(plan)
         self._words.begin(batch.step, interruptible=batch.interruptible)
         prepared_s = time.perf_counter()
         try:
-            hidden = self._book.forward(inp, self._words)
+            hidden = self.graph_book.forward(launch, self._words)
         except StepInterrupted:
             return BatchResult(step=batch.step, status="interrupted", epoch=batch.epoch)
-        logits = self._model.compute_logits(hidden[inp.logits_indices]) if len(plan.sample_tokens) else None
+        wanted = launch.inp.logits_indices
+        logits = self._model.compute_logits(hidden[wanted]) if len(plan.sample_tokens) else None
         self._platform.synchronize()
         forward_s = time.perf_counter()
         mask = take_mask() if batch.has_mask else None

@@ -18,7 +18,10 @@ from xllm.engine.memory import KVMemory, KVPool, XTensor
 from xllm.engine.models import CausalLM, build_model, load_model
 from xllm.engine.platform import Platform, select_platform
 from xllm.engine.platform.platform import torch_dtype
+from xllm.engine.runner.buckets import Buckets, GraphChoice
+from xllm.engine.runner.captured_book import CapturedBook
 from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
+from xllm.engine.runner.graph_book import EagerBook, GraphBook
 from xllm.engine.runner.model_runner import ModelRunner
 from xllm.engine.worker.faults import TorchFaults
 
@@ -83,7 +86,10 @@ def _build_planner(resolved: ResolvedEngineConfig, kv: KVMemory, platform: Platf
     spec, rows = resolved.spec, _contiguous_rows(resolved)
     if rows is not None:
         return ContiguousPlanner(
-            block_size=kv.block_size, num_kv_heads=spec.num_kv_heads, rows_per_token=rows, windows=spec.windows
+            block_size=kv.block_size,
+            num_kv_heads=spec.num_kv_heads,
+            rows_per_token=rows,
+            windows=spec.windows,
         )
     return AttentionPlanner(
         block_size=kv.block_size,
@@ -121,12 +127,27 @@ def _load(
 def _build_runner(
     resolved: ResolvedEngineConfig, model: CausalLM, kv: KVMemory, platform: Platform
 ) -> ModelRunner:
+    planner = _build_planner(resolved, kv, platform)
     return ModelRunner(
         model,
         kv,
-        _build_planner(resolved, kv, platform),
+        planner,
         platform,
         max_num_seqs=resolved.max_num_seqs,
         max_model_len=resolved.max_model_len,
         num_threads=resolved.num_threads,
+        graph_book=_build_graph_book(resolved, model, kv, planner, platform),
     )
+
+
+def _build_graph_book(
+    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVMemory, planner: StepPlanner, platform: Platform
+) -> GraphBook:
+    if resolved.graphs == "off":
+        return EagerBook(model, kv, planner, platform.device)
+    limit = resolved.max_graph_tokens
+    choice = GraphChoice(
+        full=Buckets(min(limit, resolved.max_num_seqs)),
+        piecewise=Buckets(min(limit, resolved.max_num_batched_tokens)) if resolved.graphs == "all" else None,
+    )
+    return CapturedBook(model, kv, planner, platform.device, choice=choice)

@@ -17,6 +17,7 @@ from xllm.engine.memory import KVPool
 from xllm.engine.models import CausalLM, build_model
 from xllm.engine.platform import select_platform
 from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
+from xllm.engine.runner.graph_book import GraphBook
 from xllm.engine.runner.model_runner import ModelRunner
 from xllm.types.batch import Batch, BatchResult, StepMask
 
@@ -49,7 +50,7 @@ class TinyEngineBody:
         self.model: CausalLM = build_model(self.spec, build_context(torch.float32, platform.device)).eval()
         fill_with_dummy_weights(self.model, seed=3)
         self.kv = KVPool(self.spec.kv_layout(block_size=BLOCK_SIZE, dtype="float32"), 256, platform.device)
-        planner = AttentionPlanner(
+        self.planner = AttentionPlanner(
             block_size=BLOCK_SIZE,
             num_kv_heads=self.spec.num_kv_heads,
             head_dim=self.spec.head_dim,
@@ -61,13 +62,17 @@ class TinyEngineBody:
         self.runner = ModelRunner(
             self.model,
             self.kv,
-            planner,
+            self.planner,
             platform,
             max_num_seqs=max_num_seqs,
             max_model_len=256,
             num_threads=1,
         )
         self.brain = HandBrain(BLOCK_SIZE)
+
+    def use(self, book: GraphBook) -> None:
+        """Launch forwards that way from now on."""
+        self.runner.graph_book = book
 
     def run(self, batch: Batch, mask: StepMask | None = None) -> BatchResult:
         def take_mask() -> StepMask:

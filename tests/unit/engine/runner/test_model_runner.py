@@ -118,10 +118,10 @@ def test_a_forward_that_raises_leaves_the_rows_usable(make_body: Make) -> None:
     for each in (body, untouched):
         each.brain.introduce(0, make_request("a", (1, 2, 3)))
     first = body.brain.batch({0: None})
-    forward, body.runner._book.forward = body.runner._book.forward, raise_out_of_memory
+    forward, body.runner.graph_book.forward = body.runner.graph_book.forward, raise_out_of_memory
     with pytest.raises(torch.OutOfMemoryError):
         body.run(first)
-    body.runner._book.forward = forward
+    body.runner.graph_book.forward = forward
     body.brain._computed[0], body.brain._history[0] = 0, 3
     assert body.decode(0, 3) == untouched.decode(0, 3)
 
