@@ -20,6 +20,11 @@ from xllm.config.scheduler import SchedulerConfig
 from xllm.config.serve import EngineConfig
 from xllm.engine.brain import build_brain
 from xllm.engine.build import build_local_executor
+from xllm.engine.cache.pages.placement import RangePlacement
+from xllm.engine.executor.thread import ThreadExecutor
+from xllm.engine.memory import XTensor
+from xllm.engine.memory.page_map import PageMap
+from xllm.engine.runner.model_runner import ModelRunner
 from xllm.engine.scheduler.admission.policy import AdmissionPolicy
 from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.types.request import Request
@@ -51,6 +56,7 @@ def resolve_config(
     enable_prefix_caching: bool = True,
     kv_layout: str = "paged",
     kv_page_bytes: int | None = None,
+    graphs: str = "off",
     **model: Any,
 ) -> ResolvedEngineConfig:
     """A resolved configuration for a small model; the defaults leave room for everything."""
@@ -64,7 +70,7 @@ def resolve_config(
             kv_page_bytes=kv_page_bytes,
         ),
         scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
-        runner=RunnerConfig(device=device, num_threads=1),  # type: ignore[arg-type]
+        runner=RunnerConfig(device=device, num_threads=1, graphs=graphs),  # type: ignore[arg-type]
     )
     return resolve(config, read_model_spec(model_dir), MACHINE)
 
@@ -93,6 +99,23 @@ def build_engine(
         pages=resolved.pages,
     )
     return SyncEngine(core, executor)
+
+
+def page_map(engine: SyncEngine) -> PageMap:
+    """The body's record of mapped pages (layout xtensor)."""
+    executor = engine.executor
+    assert isinstance(executor, ThreadExecutor) and isinstance(executor._runner, ModelRunner)
+    kv = executor._runner._kv
+    assert isinstance(kv, XTensor)
+    kv.pages.wait()
+    return kv.pages
+
+
+def range_placement(engine: SyncEngine) -> RangePlacement:
+    """The brain's decisions about ranges (layout xtensor)."""
+    placement = engine.core.cache.placement
+    assert isinstance(placement, RangePlacement)
+    return placement
 
 
 def request(

@@ -69,6 +69,8 @@ SHAPES: dict[str, Shape] = {
         "Qwen2", {"use_sliding_window": True, "sliding_window": 21, "max_window_layers": 1}
     ),
     "qwen3": Shape("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
+    # 16 KiB of KV per token in float32: pages of 64 KiB hold four tokens, so even short sequences have several.
+    "qwen3-wide-kv": Shape("Qwen3", {"head_dim": 128, "num_key_value_heads": 4, "num_hidden_layers": 4}),
     "qwen3-yarn": Shape(
         "Qwen3",
         {

@@ -134,7 +134,7 @@ class PageMap:
         """Pages mapped without an order, after steps that were not run."""
         self.num_refused = 0
         """Pages that the system would not map, reached through the linear view."""
-        self._mapper = mapper
+        self.mapper = mapper
         self._geometry = geometry
         self._background = background
         self._at: dict[tuple[int, int], int] = {}
@@ -209,11 +209,11 @@ class PageMap:
         try:
             if order.kind == "map":
                 self._at.pop(place, None)
-                self._mapper.map(order.range_id, order.offset, order.page)
+                self.mapper.map(order.range_id, order.offset, order.page)
                 self._at[place] = order.page
                 self.num_mapped += 1
             else:
-                self._mapper.unmap(order.range_id, order.offset)
+                self.mapper.unmap(order.range_id, order.offset)
                 self._at.pop(place, None)
                 self.num_unmapped += 1
         except OSError as exc:
