@@ -26,7 +26,15 @@ from xllm.engine.memory.mapper import Mapper
 
 GetModel = Callable[[str], SmallModel]
 WIDE = "qwen3-wide-kv"  # four tokens per page
-FAMILIES = ["llama-bias-mha", "mistral-window", "qwen2-gqa7", "qwen2-mixed-window", "qwen3", "qwen3-moe", WIDE]
+FAMILIES = [
+    "llama-bias-mha",
+    "mistral-window",
+    "qwen2-gqa7",
+    "qwen2-mixed-window",
+    "qwen3",
+    "qwen3-moe",
+    WIDE,
+]
 
 
 def make_prompts(lengths: Sequence[int], seed: int = 7) -> dict[str, tuple[int, ...]]:
@@ -68,7 +76,9 @@ def test_chunk_sizes(shape: str, chunk: int | None, small_model: GetModel) -> No
         max_num_seqs=min(chunk or 3, 3),
         enable_prefix_caching=False,
     )
-    run_and_compare(engine, model.reference, make_prompts((1, 9, 40, 100), seed=8), 12, f"xtensor {shape} {chunk}")
+    run_and_compare(
+        engine, model.reference, make_prompts((1, 9, 40, 100), seed=8), 12, f"xtensor {shape} {chunk}"
+    )
     check_pages(engine)
     engine.close()
 

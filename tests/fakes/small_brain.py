@@ -36,7 +36,13 @@ class SmallBrain:
     """EngineCore + HashExecutor under a manual clock, one step per call."""
 
     def __init__(
-        self, *, num_blocks: int = 32, depth: int = 1, xtensor: bool = False, refusal: float = 0.0, **options: Any
+        self,
+        *,
+        num_blocks: int = 32,
+        depth: int = 1,
+        xtensor: bool = False,
+        refusal: float = 0.0,
+        **options: Any,
     ) -> None:
         limits = {"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 64, "watermark": 0.0}
         wiring = {"enable_prefix_caching", "scheduling_policy", "admission", "times", "slo"}

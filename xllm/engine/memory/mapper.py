@@ -103,10 +103,15 @@ class MemfdMapper:
 
     def _address(self, range_id: int, offset: int) -> int:
         geometry = self._geometry
-        assert 0 <= range_id < geometry.num_ranges and 0 <= offset < geometry.pages_per_range, (range_id, offset)
+        assert 0 <= range_id < geometry.num_ranges and 0 <= offset < geometry.pages_per_range, (
+            range_id,
+            offset,
+        )
         return self.address + range_id * geometry.range_bytes + offset * geometry.page_bytes
 
-    def _mmap(self, address: int | None, size: int, protection: int, flags: int, file: int, offset: int) -> int:
+    def _mmap(
+        self, address: int | None, size: int, protection: int, flags: int, file: int, offset: int
+    ) -> int:
         found = self._libc.mmap(address, size, protection, flags, file, offset)
         if found is None or found == ctypes.c_void_p(-1).value:
             code = ctypes.get_errno()

@@ -161,7 +161,11 @@ class PageMap:
             rows.append(ready)
         if ahead:
             self._background.begin(lambda: self._carry_out_ahead(ahead))
-        return structs.replace(batch, rows=tuple(rows), new_rows=new_rows, page_orders=()) if is_changed else batch
+        return (
+            structs.replace(batch, rows=tuple(rows), new_rows=new_rows, page_orders=())
+            if is_changed
+            else batch
+        )
 
     def wait(self) -> None:
         """Return when nothing runs in the background."""
@@ -169,7 +173,9 @@ class PageMap:
 
     def _introduce(self, new: NewRow) -> NewRow:
         if not 0 <= new.range_id < self._geometry.num_ranges:
-            raise InternalError(f"row {new.row} comes with virtual range {new.range_id} of {self._geometry.num_ranges}")
+            raise InternalError(
+                f"row {new.row} comes with virtual range {new.range_id} of {self._geometry.num_ranges}"
+            )
         self._rows[new.row] = _RowPages(new.range_id, new.block_tables[0])
         return structs.replace(new, block_tables=((),))
 

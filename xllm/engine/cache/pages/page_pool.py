@@ -245,9 +245,7 @@ class PagePool:
                 )
             is_idle = page in free or page in self._spare or page in self._cached
             if is_idle == (self._refs[page] > 0):
-                raise InternalError(
-                    f"page {page} is referenced {self._refs[page]} times and idle={is_idle}"
-                )
+                raise InternalError(f"page {page} is referenced {self._refs[page]} times and idle={is_idle}")
             if (page in self._cached) != (not self._refs[page] and self._hashes[page] is not None):
                 raise InternalError(f"page {page} is cached or named, not both")
             if page in free and (self._mappings[page] or self._owners[page] != NOBODY):

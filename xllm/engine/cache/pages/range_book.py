@@ -149,7 +149,9 @@ class RangeBook:
             raise InternalError("the places of pages do not match the ranges")
         for page in range(self._pool.total):
             if self._pool.num_mappings_of(page) != len(count.get(page, ())):
-                raise InternalError(f"the pool counts {self._pool.num_mappings_of(page)} mappings of page {page}")
+                raise InternalError(
+                    f"the pool counts {self._pool.num_mappings_of(page)} mappings of page {page}"
+                )
         if self.num_mappings > self.geometry.max_mappings:
             raise InternalError(f"{self.num_mappings} mappings, at most {self.geometry.max_mappings}")
         if self.idle.keys() | self._tenants.keys() != set(range(self.geometry.num_ranges)) or (

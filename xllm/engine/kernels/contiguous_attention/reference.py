@@ -31,7 +31,9 @@ def contiguous_attention(
     k, v = (x.transpose(0, 1).unsqueeze(1) for x in (k, v))
     if not tiles:  # heads that share keys are queries of one product
         assert num_queries == 1, "several queries need tiles"
-        out = functional.scaled_dot_product_attention(q.view(kv_heads, 1, groups, head_dim), k, v, scale=scale)
+        out = functional.scaled_dot_product_attention(
+            q.view(kv_heads, 1, groups, head_dim), k, v, scale=scale
+        )
         return out.view(q.shape)
     out = torch.empty(num_queries, kv_heads, groups, head_dim, dtype=q.dtype, device=q.device)
     folded = q.view(num_queries, kv_heads, groups, head_dim).permute(1, 2, 0, 3)
