@@ -19,6 +19,8 @@ from tests.equivalence.engines import build_engine, page_map, range_placement, r
 from tests.equivalence.families import VOCAB
 from tests.fakes.sync_engine import Completion, SyncEngine
 from xllm.engine.cache.kv_cache import KVCache, PrefixHit
+from xllm.engine.runner.buckets import LaunchMode
+from xllm.engine.runner.graph_book import EagerBook
 from xllm.engine.scheduler.admission.policy import AdmissionPolicy
 from xllm.engine.scheduler.admission.table import ADMISSION_POLICIES, AdmissionSettings, build_admission
 from xllm.engine.scheduler.sequence import Sequence as Seq
@@ -35,6 +37,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "prefix_cache": ("off", "on"),
     "chunk": ("whole", "12", "5"),
     "preemption": ("none", "forced"),
+    "graphs": ("off", "decode", "all"),
     "admission": tuple(sorted(ADMISSION_POLICIES)),
     "choices": ("1", "3"),
     "penalties": ("off", "on"),
@@ -47,7 +50,7 @@ OF_REQUESTS = ("choices", "penalties", "masks")
 MODEL = "qwen3-wide-kv"  # a page of layout xtensor is as big as a block: four tokens
 NUM_TOKENS, BLOCK_SIZE, NUM_BLOCKS, MAX_LEN = 16, 4, 22, 64
 FORBIDDEN = 5
-FORCED_AT = range(8, 30, 3)
+FORCED_AT = range(4, 40, 3)
 LOGPROB_TOLERANCE = 2e-3
 
 
@@ -149,6 +152,7 @@ def build(model: SmallModel, cell: Cell, *, num_blocks: int) -> tuple[SyncEngine
         max_num_batched_tokens=chunk,
         enable_prefix_caching=cell["prefix_cache"] == "on",
         kv_layout=cell["kv_layout"],
+        graphs=cell["graphs"],
     )
     if cell["preemption"] == "forced":
         engine.before_step = lambda step: _preempt(engine, step)
@@ -214,6 +218,7 @@ def check_evidence(cell: Cell, engine: SyncEngine, admission: CountingAdmission,
     if cell["preemption"] == "forced":
         assert scheduler.num_preemptions >= 2
     assert admission.num_refused > 0
+    _check_launches(cell, engine)
     if cell["choices"] == "3":
         assert sum(len(batch.copies) for batch in engine.batches) > 0  # forks copy a partly filled tail
     if cell["kv_layout"] == "xtensor":
@@ -230,6 +235,20 @@ def check_evidence(cell: Cell, engine: SyncEngine, admission: CountingAdmission,
         assert (engine.core.num_wasted_tokens > 0) == is_async
     else:
         assert engine.core.num_wasted_tokens == 0
+
+
+def _check_launches(cell: Cell, engine: SyncEngine) -> None:
+    """Decodes, and with "all" prompts too, must have run as graphs of a few sizes."""
+    book = engine.executor._runner.graph_book  # type: ignore[attr-defined]
+    if cell["graphs"] == "off":
+        assert isinstance(book, EagerBook)
+        return
+    launches = book.num_launches
+    assert launches.total() == len(engine.results)
+    assert launches[LaunchMode.FULL] > 3
+    assert (launches[LaunchMode.PIECEWISE] > 2) == (cell["graphs"] == "all")
+    assert (launches[LaunchMode.EAGER] == 0) == (cell["graphs"] == "all")
+    assert 1 < book.num_graphs < launches.total()  # some were replayed
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: "-".join(cell.values()))
