@@ -133,11 +133,12 @@ class PageMap:
         self.num_repaired = 0
         """Pages mapped without an order, after steps that were not run."""
         self.num_refused = 0
-        """Pages that the system would not map, reached through the linear view."""
+        """Calls that the system refused; the pages are reached through the linear view."""
         self.mapper = mapper
         self._geometry = geometry
         self._background = background
         self._at: dict[tuple[int, int], int] = {}
+        self._ahead: dict[tuple[int, int], PageOrder] = {}
         self._rows: dict[int, _RowPages] = {}
 
     def place(self, batch: Batch) -> Batch:
@@ -147,25 +148,26 @@ class PageMap:
             InternalError: a row without a range, or beyond its end.
         """
         self._background.wait()
-        ahead = [order for order in batch.page_orders if order.is_ahead]
+        self._ahead.clear()
         for order in batch.page_orders:
-            if not order.is_ahead:
+            if order.is_ahead:
+                self._ahead[order.range_id, order.offset] = order
+            else:
                 self._carry_out(order)
         for freed in batch.freed_rows:
             self._rows.pop(freed, None)
         new_rows = tuple(self._introduce(new) for new in batch.new_rows)
-        rows, is_changed = [], bool(ahead or new_rows or batch.page_orders)
+        rows, is_changed = [], bool(new_rows or batch.page_orders)
         for row in batch.rows:
             ready = self._make_ready(row)
             is_changed |= ready is not row
             rows.append(ready)
-        if ahead:
+        if self._ahead:
+            ahead = tuple(self._ahead.values())
             self._background.begin(lambda: self._carry_out_ahead(ahead))
-        return (
-            structs.replace(batch, rows=tuple(rows), new_rows=new_rows, page_orders=())
-            if is_changed
-            else batch
-        )
+        if not is_changed:
+            return batch
+        return structs.replace(batch, rows=tuple(rows), new_rows=new_rows, page_orders=())
 
     def wait(self) -> None:
         """Return when nothing runs in the background."""
@@ -198,10 +200,14 @@ class PageMap:
         geometry, page = self._geometry, row.pages[offset]
         if offset >= geometry.pages_per_range:
             raise InternalError(f"page {offset} of a virtual range of {geometry.pages_per_range} pages")
-        if self._at.get((row.range_id, offset)) != page:
-            self.num_repaired += 1
-            self._carry_out(PageOrder("map", row.range_id, offset, page))
-            if self._at.get((row.range_id, offset)) != page:
+        place = (row.range_id, offset)
+        if self._at.get(place) != page:
+            order = self._ahead.pop(place, None)  # it was meant for later, but is needed now
+            if order is None or (order.kind, order.page) != ("map", page):
+                self.num_repaired += 1
+                order = PageOrder("map", row.range_id, offset, page)
+            self._carry_out(order)
+            if self._at.get(place) != page:
                 return geometry.num_ranges * geometry.pages_per_range + page
         return row.range_id * geometry.pages_per_range + offset
 

@@ -67,6 +67,16 @@ def test_orders_ahead_are_done_before_the_next_step() -> None:
     assert (pages.num_ahead, pages.num_repaired) == (1, 0)
 
 
+def test_an_order_ahead_that_is_needed_at_once_is_carried_out_once() -> None:
+    pages, mapper = make()
+    orders = maps(1, 9) + maps(1, 5, first=1, is_ahead=True)
+    placed = pages.place(batch(1, BatchRow(0, 0, 5, ()), new=(new_row(0, 1, 9, 5),), orders=orders))
+    assert placed.rows[0].new_block_ids == ((8, 9),)
+    mapper.refusal = 1.0  # nothing under a row is mapped again
+    pages.wait()
+    assert mapper.mapped == {(1, 0): 9, (1, 1): 5} and (pages.num_mapped, pages.num_repaired) == (2, 0)
+
+
 def test_an_order_that_was_never_carried_out_is_made_good() -> None:
     pages, mapper = make()
     placed = pages.place(batch(5, BatchRow(0, 0, 5, ()), new=(new_row(0, 2, 4, 6),)))
