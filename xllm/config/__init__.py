@@ -7,6 +7,7 @@ scheduler.py      SchedulerConfig: step budget, running and queued limits, polic
 runner.py         RunnerConfig: device and how a step is run on it
 server.py         ServerConfig: the engine's RPC endpoint and its executor
 api.py            ApiConfig: the HTTP edge
+cluster.py        the registry, what an instance publishes, how a service judges instances
 log.py            LogConfig: logging
 serve.py          EngineConfig and ServeConfig: the sections composed
 load.py           merges defaults, YAML, environment, flags and --set; remembers who said what

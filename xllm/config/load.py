@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from xllm.config.cluster import ClusterConfig, InstanceConfig, RegistryConfig
 from xllm.config.schema import ENV_PREFIX, Option, options_of
 from xllm.config.serve import ENGINE_SECTIONS, SECTIONS, SERVE_SECTIONS, EngineConfig, ServeConfig
 from xllm.errors import ConfigError, XllmError, boundary
@@ -52,6 +53,21 @@ class Loaded:
     def source(self, key: str) -> Source:
         """Who said ``section.field``."""
         return self.sources.get(key, DEFAULT)
+
+    def registry(self) -> RegistryConfig:
+        """Where the instances meet."""
+        found: RegistryConfig = self.sections["registry"]
+        return found
+
+    def instance(self) -> InstanceConfig:
+        """What an engine publishes."""
+        found: InstanceConfig = self.sections["instance"]
+        return found
+
+    def cluster(self) -> ClusterConfig:
+        """How a service looks after its instances."""
+        found: ClusterConfig = self.sections["cluster"]
+        return found
 
     def engine(self) -> EngineConfig:
         """The engine's sections, composed."""
@@ -266,6 +282,13 @@ def engine_config_from_plain(data: Mapping[str, Any]) -> EngineConfig:
     return merge.finish().engine()
 
 
+def section_from_plain(name: str, data: Mapping[str, Any]) -> Any:
+    """The inverse of ``to_plain`` of one section."""
+    merge = Merge(Schema((name,)))
+    merge.add_mapping({name: data}, Source(kind="argument", name="configuration"))
+    return merge.finish().sections[name]
+
+
 def raise_together(problems: Iterable[XllmError]) -> None:
     """Raise nothing, the only problem, or one error that lists them all."""
     found = list(problems)
@@ -278,7 +301,7 @@ def raise_together(problems: Iterable[XllmError]) -> None:
 
 def _all_env_names() -> tuple[str, ...]:
     """Variables of every section: one meant for the edge is no mistake in an engine's environment."""
-    return (*Schema(SERVE_SECTIONS).by_env, *RESERVED_ENV)
+    return (*Schema(SECTIONS).by_env, *RESERVED_ENV)
 
 
 def _is_service_link(name: str, text: str) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from xllm.config.api import ApiConfig
 from xllm.config.cache import CacheConfig
+from xllm.config.cluster import ClusterConfig, InstanceConfig, RegistryConfig
 from xllm.config.log import LogConfig
 from xllm.config.model import ModelConfig
 from xllm.config.runner import RunnerConfig
@@ -50,6 +51,11 @@ SECTIONS: dict[str, type[Any]] = {
     "server": ServerConfig,
     "log": LogConfig,
     "api": ApiConfig,
+    "registry": RegistryConfig,
+    "instance": InstanceConfig,
+    "cluster": ClusterConfig,
 }
 ENGINE_SECTIONS = ("model", "cache", "scheduler", "runner", "server", "log")
 SERVE_SECTIONS = (*ENGINE_SECTIONS, "api")
+REGISTRY_SECTIONS = ("registry", "log")
+"""What the commands that only look at a registry take."""

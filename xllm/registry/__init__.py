@@ -9,4 +9,8 @@ watch_queue.py   from callbacks to an async iteration, bounded
 rpc_server.py    RegistryListener: carries a LocalStore on our RPC
 rpc_store.py     RpcStore: its client
 etcd.py          EtcdStore: a real etcd, through its JSON gateway
+open_store.py    the store that the configuration names
+records.py       keys and records in a store
+publisher.py     Publisher: keeps this process's record there, under a lease
+directory.py     Directory: the records of a store as an InstanceRegistry
 """

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from xllm.types.ids import InstanceId
 from xllm.types.instance import InstanceInfo
 
 
@@ -17,13 +16,19 @@ class InstanceRecord:
     info: InstanceInfo
     token: str = ""
     """Shared secret of its RPC; never logged."""
+    is_fenced: bool = False
+    """A new incarnation is published anew: whoever answers at the address as another one is a stranger."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RegistryEvent:
-    """One change. A record that was there before the watch began comes as ``added``."""
+    """One change. A record that was there before the watch began comes as ``added``.
 
-    kind: Literal["added", "removed"]
+    ``lapsed``: its lease ended without a farewell, so it may be dead, or the registry was; ``added`` again when the
+    same incarnation is back.
+    """
+
+    kind: Literal["added", "lapsed", "removed"]
     record: InstanceRecord
 
 
@@ -32,14 +37,6 @@ OnEvent = Callable[[RegistryEvent], None]
 
 class InstanceRegistry(Protocol):
     """Present instances and their changes. ``watch`` misses nothing: what is there is told first."""
-
-    def publish(self, record: InstanceRecord) -> None:
-        """Make an instance known; a second record of the same id replaces the first (removed, then added)."""
-        ...
-
-    def withdraw(self, instance_id: InstanceId) -> None:
-        """Forget an instance; an unknown id is fine."""
-        ...
 
     def watch(self, on_event: OnEvent) -> Callable[[], None]:
         """Call ``on_event`` for every record there is, now, and for every later change; returns the unsubscribe."""

@@ -67,7 +67,7 @@ async def build_service(
     names = served_names(config)
 
     def build_model(cluster: Cluster) -> ServedModel:
-        infos = [instance.info for instance in cluster]
+        infos = [instance.info for instance in cluster.served()]
         return ServedModel(
             names=names,
             max_model_len=min(info.max_model_len for info in infos),

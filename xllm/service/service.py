@@ -4,6 +4,7 @@ It carries out what dispatch orders and feeds back what happens. All of it runs 
 
 INVARIANTS
 - A request has a sink exactly while dispatch has it.
+- ``submit`` returns or raises when dispatch says so: an engine has queued the request, or none will.
 - A connection that is lost is opened again, with growing pauses, as long as its instance is published.
 - Every task is held in ``_tasks`` and gone after ``close``.
 """
@@ -23,11 +24,11 @@ from xllm.api.text_pipeline import TextPipeline
 from xllm.base.clock import Clock
 from xllm.base.trace import DecisionTrace
 from xllm.base.waits import Wait, WaitTable
-from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, XllmError
+from xllm.errors import CapacityError, ConfigError, DeadlineExceeded, InstanceLost, XllmError
 from xllm.registry.registry import InstanceRecord, InstanceRegistry, RegistryEvent
 from xllm.rpc.client import EngineClient
-from xllm.service.cluster.cluster import Cluster
-from xllm.service.dispatch.commands import Command, Deliver, Send, SendAbort
+from xllm.service.cluster.cluster import TICK_S, Cluster
+from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
 from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, DEFAULT_DEADLINE_S, Dispatch
 from xllm.service.router import Router
 from xllm.types.ids import InstanceId, RequestId
@@ -39,7 +40,6 @@ log = logging.getLogger(__name__)
 
 SUBMIT_TIMEOUT_S = 30.0
 DEBUG_TIMEOUT_S = 2.0
-TICK_S = 0.5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 _LAST_WORDS_S = 1.0
 """After a drain's deadline, how long readers may take to send the error to their clients."""
@@ -74,6 +74,7 @@ class Service:
         self._peer = f"service-{secrets.token_hex(6)}"
         self._clients: dict[InstanceId, EngineClient] = {}
         self._sinks: dict[RequestId, tuple[OutputSink, Wait]] = {}
+        self._submits: dict[RequestId, asyncio.Future[None]] = {}
         self._keepers: dict[InstanceId, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._is_draining = False
@@ -82,6 +83,7 @@ class Service:
         """Set when a connection came up or the last request ended; waiters clear it."""
         self._unwatch: Callable[[], None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
+        self._retry: asyncio.TimerHandle | None = None
 
     # -- life --
 
@@ -95,13 +97,13 @@ class Service:
         self._tick()
         try:
             await self._waits.bounded(
-                self._until(lambda: bool(self._clients)),
+                self._until(lambda: any(i.info.id in self._clients for i in self._cluster.served())),
                 owner="service",
                 reason="an engine to connect to",
                 timeout_s=timeout_s,
             )
         except DeadlineExceeded as exc:
-            reasons = "; ".join(instance.message for instance in self._cluster) or "none is published"
+            reasons = "; ".join(self._faults()) or "none is published for the served model"
             raise InstanceLost(f"no engine could be reached within {timeout_s:g} s: {reasons}") from exc
         self._model = self._build_model(self._cluster)
 
@@ -126,6 +128,8 @@ class Service:
         self._is_draining = self._is_closing = True
         if self._ticker is not None:
             self._ticker.cancel()
+        if self._retry is not None:
+            self._retry.cancel()
         if self._unwatch is not None:
             self._unwatch()
         error = CapacityError("the server is shutting down", status=503)
@@ -156,15 +160,17 @@ class Service:
         """Route a request and hand it to its engine; see Backend.submit."""
         if self._is_draining:
             raise CapacityError("the server is shutting down", status=503, retry_after_s=5.0)
-        route = self._router.route(request, self._cluster.view())
+        route = self._router.route(request, self._view())
         commands = self._dispatch.begin(structs.replace(request, route=route))
         bound_s = (request.deadline_in_s or DEFAULT_DEADLINE_S) + 2 * DEADLINE_SLACK_S
         wait = self._waits.watch(f"request {request.id}", f"outputs of {route.prefill}", bound_s)
         self._sinks[request.id] = (sink, wait.__enter__())
-        for command in commands:
-            assert isinstance(command, Send)
-            # Shielded: a caller that gives up must not keep us from learning whether the engine took it.
-            await asyncio.shield(self._spawn(self._send(command)))
+        submitted = self._submits[request.id] = asyncio.get_running_loop().create_future()
+        self._carry_out(commands)
+        try:
+            await submitted  # bounded: dispatch has a deadline for every request
+        finally:
+            self._submits.pop(request.id, None)
 
     def abort(self, request_id: RequestId, *, choice: int | None = None, reason: str = "abort") -> None:
         """End a request or a choice; see Backend.abort."""
@@ -176,11 +182,9 @@ class Service:
 
     def health(self) -> BackendHealth:
         """Healthy while some instance advances."""
-        instances = list(self._cluster)
-        is_healthy = any(instance.is_healthy for instance in instances)
-        faults = "; ".join(instance.message for instance in instances if not instance.is_healthy)
-        message = "ok" if is_healthy else faults or "no engine is known"
-        reports = {instance.info.id: instance.health for instance in instances}
+        is_healthy = any(instance.is_healthy for instance in self._cluster.served())
+        message = "ok" if is_healthy else "; ".join(self._faults()) or "no engine is known"
+        reports = {instance.info.id: instance.health for instance in self._cluster}
         return BackendHealth(is_healthy=is_healthy, message=message, instances=reports)
 
     def loads(self) -> tuple[InstanceLoad, ...]:
@@ -237,11 +241,30 @@ class Service:
                         choice=command.choice,
                         reason=command.reason,
                     )
+            elif isinstance(command, Send):
+                self._spawn(self._send(command))
+            elif isinstance(command, Refuse):
+                self._release(command.request_id)
+                self._answer_submit(command.request_id, command.error)
             else:
-                raise AssertionError(f"{command} outside submit")
+                assert isinstance(command, Accepted)
+                self._answer_submit(command.request_id, None)
+        self._plan_retry()
+
+    def _answer_submit(self, request_id: RequestId, error: XllmError | None) -> None:
+        """Let the submitter go on; it may have given up long ago."""
+        submitted = self._submits.get(request_id)
+        if submitted is None or submitted.done():
+            return
+        if error is None:
+            submitted.set_result(None)
+        else:
+            submitted.set_exception(error)
 
     def _deliver(self, command: Deliver) -> None:
         sink = self._sinks[command.request_id][0]
+        if command.request_id in self._submits:  # outputs may overtake the answer to submit
+            self._answer_submit(command.request_id, None)
         if command.is_last:
             self._release(command.request_id)
         if not sink.deliver(command.outputs):
@@ -265,28 +288,40 @@ class Service:
             await client.submit(request, deadline_s=SUBMIT_TIMEOUT_S)
         except XllmError as error:
             self._carry_out(self._dispatch.on_refused(request.id, request.attempt, error))
-            if request.id not in self._dispatch:
-                self._release(request.id)
-            raise
-        self._carry_out(self._dispatch.on_accepted(request.id, request.attempt))
+        else:
+            self._carry_out(self._dispatch.on_accepted(request.id, request.attempt))
 
     # -- events --
 
     def _on_registry(self, event: RegistryEvent) -> None:
-        instance_id = event.record.info.id
+        info = event.record.info
+        known = self._cluster.get(info.id)
+        if known is not None and known.info.incarnation == info.incarnation and event.kind != "removed":
+            known.on_lease(event.kind == "added")
+            return
+        if known is not None:
+            self._forget_instance(info.id, "was withdrawn")
+        if event.kind == "added":
+            try:
+                self._cluster.add(info)
+            except ConfigError as error:
+                log.error("instance %s is refused: %s", info.id, error.message)
+                return
+            self._keepers[info.id] = asyncio.create_task(self._keep(event.record))
+        elif known is None:
+            self._cluster.remove(info.id)
+
+    def _forget_instance(self, instance_id: InstanceId, reason: str) -> None:
+        """End its keeper and connection; what it had is lost."""
         keeper = self._keepers.pop(instance_id, None)
         if keeper is not None:
             keeper.cancel()
-        if event.kind == "added":
-            self._cluster.add(event.record.info)
-            self._keepers[instance_id] = asyncio.create_task(self._keep(event.record))
-        else:
-            self._cluster.remove(instance_id)
-            error = InstanceLost(f"instance {instance_id} was withdrawn")
-            self._carry_out(self._dispatch.on_instance_lost(instance_id, error))
-            client = self._clients.pop(instance_id, None)
-            if client is not None:
-                self._spawn(client.close())
+        self._cluster.remove(instance_id)
+        error = InstanceLost(f"instance {instance_id} {reason}")
+        self._carry_out(self._dispatch.on_instance_lost(instance_id, error))
+        client = self._clients.pop(instance_id, None)
+        if client is not None:
+            self._spawn(client.close())
 
     async def _keep(self, record: InstanceRecord) -> None:
         """Hold a connection to one instance for as long as it is published."""
@@ -329,11 +364,19 @@ class Service:
         except XllmError:
             await client.close()
             raise
+        if record.is_fenced and info.incarnation != record.info.incarnation:
+            await client.close()
+            raise InstanceLost(
+                f"{record.info.address} is answered by another incarnation, {info.incarnation}"
+            )
         instance = self._cluster.get(instance_id)
+        is_same = instance is not None and instance.info.incarnation == info.incarnation
         if instance is not None:
             instance.on_connected(structs.replace(info, id=instance_id))
         self._clients[instance_id] = client
         self._changed.set()
+        back = self._dispatch.on_instance_back(instance_id) if is_same else self._dispatch.retry_parked(now=True)
+        self._carry_out(back)
         return client
 
     def _on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
@@ -343,7 +386,6 @@ class Service:
         instance = self._cluster.get(instance_id)
         if instance is not None:
             instance.on_heartbeat(reply)
-            instance.num_inflight = self._dispatch.num_inflight(instance_id)
 
     def _note_lost(self, instance_id: InstanceId, error: XllmError) -> None:
         instance = self._cluster.get(instance_id)
@@ -355,9 +397,49 @@ class Service:
 
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        self._cluster.tick()
+        for instance in self._cluster:
+            client = self._clients.get(instance.info.id)
+            if instance.is_given_up and client is not None and not client.is_lost:
+                log.error("%s; its connection is cut", instance.message)
+                self._spawn(client.close())
+            elif instance.is_forgettable:
+                self._forget_instance(instance.info.id, "has neither lease nor connection")
+        self._give_up_stalled()
         self._carry_out(self._dispatch.tick())
 
+    def _give_up_stalled(self) -> None:
+        """Requests on an instance that is silent or stands still move on, once another one can take them."""
+        served = self._cluster.served()
+        stalled = [each for each in served if each.state in ("suspect", "degraded")]
+        if not stalled or not any(each.state == "ready" for each in served):
+            return
+        for each in stalled:
+            self._carry_out(self._dispatch.on_instance_lost(each.info.id, InstanceLost(each.message)))
+
+    def _plan_retry(self) -> None:
+        """A parked request is due before the next tick."""
+        in_s = self._dispatch.next_retry_in_s()
+        if in_s is None or self._retry is not None or self._is_closing:
+            return
+        self._retry = asyncio.get_running_loop().call_later(in_s, self._retry_parked)
+
+    def _retry_parked(self) -> None:
+        self._retry = None
+        self._carry_out(self._dispatch.retry_parked())
+
     # -- small parts --
+
+    def _view(self) -> ClusterView:
+        """The cluster now, with what this service has there now."""
+        for instance in self._cluster:
+            instance.num_inflight = self._dispatch.num_inflight(instance.info.id)
+        return self._cluster.view()
+
+    def _faults(self) -> list[str]:
+        """Why instances cannot be used."""
+        faults = [instance.message for instance in self._cluster if not instance.is_healthy]
+        return [fault for fault in faults if fault] + list(self._cluster.refused.values())
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():

@@ -22,7 +22,10 @@ InstanceState = Literal[
     "suspect",
     "lost",
     "dead",
+    "joining",
 ]
+"""What an engine says of itself, and what a service makes of it: published but not connected yet is ``joining``, silent
+``suspect``, without connection ``lost``. An engine that takes requests is ``ready``."""
 
 
 class InstanceInfo(Struct, frozen=True, kw_only=True):
@@ -49,6 +52,11 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
     vocab_size: int = 0
     pid: int = 0
     version: str = ""
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Model and weight revision: routing, KV sharing and failover stay among equals."""
+        return self.model, self.revision
 
 
 class LoadReport(Struct, frozen=True, kw_only=True):

@@ -12,8 +12,8 @@ from xllm.base.clock import ManualClock
 from xllm.errors import CapacityError, ConfigError
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord, RegistryEvent
-from xllm.service.cluster.cluster import Cluster
-from xllm.service.cluster.instance import Instance
+from xllm.service.cluster.cluster import TICK_S, Cluster
+from xllm.service.cluster.instance import Instance, Patience
 from xllm.service.policy import POLICIES
 from xllm.service.policy.round_robin import round_robin
 from xllm.service.router import Router
@@ -22,6 +22,7 @@ from xllm.types.request import Request
 from xllm.types.wire import LoadReply
 
 STALL_S = 5.0
+PATIENCE = Patience(suspect_after_s=2.0, lost_after_s=8.0, forget_after_s=30.0)
 REQUEST = Request(id="r", prompt_token_ids=(1,), seed=0)
 
 
@@ -35,8 +36,8 @@ def beat(state: Any = "ready", *, unfinished: int = 0, idle_s: float = 0.0) -> L
 
 
 def connected(clock: ManualClock) -> Instance:
-    instance = Instance(info(), clock, STALL_S)
-    assert instance.state == "lost"
+    instance = Instance(info(), clock, STALL_S, PATIENCE)
+    assert instance.state == "joining"
     instance.on_connected(info())
     return instance
 
@@ -45,10 +46,11 @@ def test_silence_makes_suspect_and_a_heartbeat_brings_back() -> None:
     clock = ManualClock()
     instance = connected(clock)
     instance.on_heartbeat(beat())
-    clock.advance(STALL_S - 0.01)
+    clock.advance(PATIENCE.suspect_after_s - 0.01)
     assert instance.state == "ready" and instance.is_healthy
     clock.advance(0.02)
     assert instance.state == "suspect" and not instance.is_healthy
+    assert not instance.view().is_routable and not instance.is_given_up
     instance.on_heartbeat(beat())
     assert instance.state == "ready"
 
@@ -94,8 +96,78 @@ def test_lost_and_back_as_another_incarnation() -> None:
     assert (instance.state, instance.load.num_running) == ("ready", 0)
 
 
+def test_silence_with_a_lease_is_given_up_late_and_without_one_early() -> None:
+    for has_lease, after_s in ((True, PATIENCE.lost_after_s), (False, PATIENCE.suspect_after_s)):
+        clock = ManualClock()
+        instance = connected(clock)
+        instance.on_heartbeat(beat(unfinished=1))
+        instance.on_lease(has_lease)
+        clock.advance(after_s - 0.01)
+        assert not instance.is_given_up
+        clock.advance(0.02)
+        assert instance.is_given_up and instance.state == "lost"
+        instance.on_lost("cut")
+        assert instance.state == "lost" and not instance.is_given_up
+
+
+def test_a_lease_that_ended_is_no_death_while_it_is_heard() -> None:
+    clock = ManualClock()
+    instance = connected(clock)
+    instance.on_lease(False)
+    for _ in range(100):
+        instance.on_heartbeat(beat())
+        clock.advance(1.0)
+        assert instance.state == "ready" and not instance.is_forgettable
+    instance.on_lost("connection reset")
+    clock.advance(PATIENCE.forget_after_s - 0.1)
+    assert not instance.is_forgettable
+    clock.advance(0.2)
+    assert instance.is_forgettable
+    instance.on_lease(True)
+    assert not instance.is_forgettable
+
+
+def test_time_in_which_the_service_stood_still_is_forgiven() -> None:
+    clock = ManualClock()
+    cluster = build_cluster(clock, {"a": "ready"})
+    cluster.tick()
+    clock.advance(100.0)
+    (instance,) = cluster
+    assert instance.is_given_up
+    cluster.tick()
+    assert instance.state == "ready"
+    for _ in range(40):
+        clock.advance(TICK_S)
+        cluster.tick()
+    assert instance.is_given_up, "real silence counts"
+
+
+def test_what_others_sent_and_what_we_sent_since_count_as_outstanding() -> None:
+    instance = connected(ManualClock())
+    instance.on_heartbeat(LoadReply(load=LoadReport(num_running=5, num_waiting=2), health=beat().health))
+    assert instance.view().num_outstanding == 7
+    instance.num_routed += 3
+    assert instance.view().num_outstanding == 10
+    instance.on_heartbeat(LoadReply(load=LoadReport(num_running=6), health=beat().health))
+    assert instance.view().num_outstanding == 6
+
+
+def test_another_revision_is_another_group_and_gets_no_request() -> None:
+    cluster = build_cluster(ManualClock(), {"b": "ready"})
+    other = cluster.add(info("a", revision="v2", block_size=64))
+    other.on_connected(other.info)
+    other.on_heartbeat(beat())
+    assert [instance.info.id for instance in cluster] == ["a", "b"]
+    assert [item.id for item in cluster.view().instances] == ["b"]
+    only = Cluster(ManualClock(), stall_timeout_s=STALL_S, may_serve=lambda found: found.revision == "v2")
+    only.add(info("b"))
+    assert only.view().instances == ()
+    only.add(info("a", revision="v2"))
+    assert [item.id for item in only.view().instances] == ["a"]
+
+
 def build_cluster(clock: ManualClock, states: dict[str, Any]) -> Cluster:
-    cluster = Cluster(clock, stall_timeout_s=STALL_S)
+    cluster = Cluster(clock, stall_timeout_s=STALL_S, patience=PATIENCE)
     for name, state in states.items():
         instance = cluster.add(info(name))
         instance.on_connected(info(name))
@@ -138,10 +210,15 @@ def test_nothing_routable_is_a_503_that_says_why() -> None:
         Router(round_robin).route(REQUEST, cluster.view())
 
 
-def test_instances_of_another_model_are_refused() -> None:
+def test_instances_that_name_blocks_differently_are_refused() -> None:
     cluster = build_cluster(ManualClock(), {"a": "ready"})
-    with pytest.raises(ConfigError, match="block_size"):
-        cluster.add(info("b", block_size=32))
+    for field in ("block_size", "hash_version"):
+        with pytest.raises(ConfigError, match=field):
+            cluster.add(info("b", **{field: 32}))
+        assert field in cluster.refused["b"] and cluster.get("b") is None
+    cluster.remove("a")
+    cluster.add(info("b", block_size=32))
+    assert not cluster.refused
 
 
 @pytest.mark.parametrize("name", POLICIES.names())

@@ -1,17 +1,26 @@
-"""Instance: what the service knows about one engine, as a state machine over its heartbeats.
+"""Instance: what the service knows about one engine, as a state machine over its lease, connection and heartbeats.
 
-    connected ----------------> ready <--> degraded   (work in hand does not advance)
-                                  ^  \\
-              heartbeat or        |   +--> suspect     (no heartbeat for a while)
-              reconnected         |
-    lost <-- connection gone -----+--> draining        (the engine says so)
+    joining --connected--> ready <--> degraded   (work in hand does not advance)
+                             ^  \\
+         heartbeat or        |   +--> suspect    (no heartbeat for a while)
+         reconnected         |          |
+    lost <-- connection gone +          +--> lost  (silent for long, or silent and its lease has ended)
+                             |
+                             +--> draining       (the engine says so)
+
+Three witnesses, none trusted alone: the lease (the registry may be away or restarted), the connection (a frozen
+process keeps it open), the progress counter (it stands still while the machine is busy, too).
 
 INVARIANTS
 - Liveness is progress: an engine whose port answers but whose step and layer counters stand still is not healthy.
-- Only durations come from the engine; they are aged with this process's clock.
+- A lease that ended proves nothing while heartbeats come; a lease that lives proves nothing while none come.
+- Only durations come from the engine; they are aged with this process's clock, and time in which this process itself
+  stood still is not held against an engine (``forgive``).
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from xllm.base.clock import Clock
 from xllm.service.cluster.view import InstanceView
@@ -19,10 +28,24 @@ from xllm.types.instance import HealthReport, InstanceInfo, InstanceState, LoadR
 from xllm.types.wire import LoadReply
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """How long an instance may be silent."""
+
+    suspect_after_s: float = 2.5
+    """Then it gets no new requests."""
+    lost_after_s: float = 10.0
+    """Then it is given up."""
+    forget_after_s: float = 60.0
+    """Lost and without a lease for this long, it is forgotten."""
+
+
 class Instance:
     """One engine instance."""
 
-    def __init__(self, info: InstanceInfo, clock: Clock, stall_timeout_s: float) -> None:
+    def __init__(
+        self, info: InstanceInfo, clock: Clock, stall_timeout_s: float, patience: Patience | None = None
+    ) -> None:
         self.info = info
         self.load = LoadReport()
         self.num_inflight = 0
@@ -32,6 +55,11 @@ class Instance:
         self._health: HealthReport | None = None
         self._heard_s = clock.now()
         self._lost: str | None = "not connected yet"
+        self._lost_s = clock.now()
+        self._patience = patience or Patience()
+        self._is_joining = True
+        self._has_lease = True
+        self._routed_at_beat = 0
 
     def on_connected(self, info: InstanceInfo) -> None:
         """A connection is up; ``info`` may be of a new incarnation."""
@@ -39,16 +67,40 @@ class Instance:
             self.load, self._health = LoadReport(), None
         self.info = info
         self._lost = None
+        self._is_joining = False
         self._heard_s = self._clock.now()
 
     def on_heartbeat(self, reply: LoadReply) -> None:
         """The engine told its load and health."""
         self.load, self._health = reply.load, reply.health
         self._heard_s = self._clock.now()
+        self._routed_at_beat = self.num_routed
 
     def on_lost(self, reason: str) -> None:
-        """The connection is gone."""
+        """The connection is gone, or could not be made."""
+        if self._lost is None:
+            self._lost_s = self._clock.now()
         self._lost = reason
+        self._is_joining = False
+
+    def on_lease(self, is_held: bool) -> None:
+        """Its lease in the registry ended, or is back."""
+        self._has_lease = is_held
+
+    def forgive(self, excess_s: float) -> None:
+        """This process stood still for ``excess_s``: what the engine sent meanwhile has not been read yet."""
+        self._heard_s = min(self._heard_s + excess_s, self._clock.now())
+
+    @property
+    def is_given_up(self) -> bool:
+        """Its connection is open but nothing can be expected of it: time to cut it."""
+        return self._lost is None and self._is_too_silent()
+
+    @property
+    def is_forgettable(self) -> bool:
+        """Neither lease nor connection for so long that it will not come back under this incarnation."""
+        gone_s = self._clock.now() - self._lost_s
+        return self._lost is not None and not self._has_lease and gone_s >= self._patience.forget_after_s
 
     @property
     def state(self) -> InstanceState:
@@ -91,13 +143,18 @@ class Instance:
             load=self.load,
             num_inflight=self.num_inflight,
             num_routed=self.num_routed,
+            num_unreported=self.num_routed - self._routed_at_beat,
         )
 
     def _judge(self) -> tuple[InstanceState, str]:
         if self._lost is not None:
-            return "lost", f"instance {self.info.id}: {self._lost}"
+            state: InstanceState = "joining" if self._is_joining else "lost"
+            return state, f"instance {self.info.id}: {self._lost}"
         silent_s = self._clock.now() - self._heard_s
-        if silent_s >= self._stall_timeout_s:
+        if self._is_too_silent():
+            lease = "" if self._has_lease else " and its lease has ended"
+            return "lost", f"instance {self.info.id} has not been heard for {silent_s:.1f} s{lease}"
+        if silent_s >= self._patience.suspect_after_s:
             return "suspect", f"instance {self.info.id} has not been heard for {silent_s:.1f} s"
         last = self._health
         if last is None:
@@ -108,6 +165,11 @@ class Instance:
         if stalled_s >= self._stall_timeout_s:
             return "degraded", f"instance {self.info.id}: no step or layer has advanced for {stalled_s:.1f} s"
         return last.state, ""
+
+    def _is_too_silent(self) -> bool:
+        silent_s = self._clock.now() - self._heard_s
+        is_suspect = silent_s >= self._patience.suspect_after_s
+        return silent_s >= self._patience.lost_after_s or (is_suspect and not self._has_lease)
 
     def _stalled_s(self, last: HealthReport) -> float:
         """The engine's own measure, aged: until the next heartbeat we assume that nothing has advanced."""

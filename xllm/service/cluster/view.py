@@ -19,11 +19,18 @@ class InstanceView:
     """Requests this service has there now."""
     num_routed: int
     """Requests this service ever sent there."""
+    num_unreported: int = 0
+    """Of them, those sent after its last load report."""
 
     @property
     def id(self) -> InstanceId:
         """Its name."""
         return self.info.id
+
+    @property
+    def num_outstanding(self) -> int:
+        """Requests it has, those of other replicas too: what it reported, and what we sent since."""
+        return self.load.num_running + self.load.num_waiting + self.num_unreported
 
     @property
     def is_routable(self) -> bool:
