@@ -9,20 +9,22 @@ import random
 from collections import Counter
 
 from tests.fakes.hash_executor import HashExecutor, next_token
+from tests.fakes.known_speed import known_speed
 from tests.fakes.small_brain import make_geometry
 from xllm.base.clock import ManualClock
 from xllm.engine.brain import build_brain
 from xllm.engine.cache.pages.placement import RangePlacement
 from xllm.engine.core.engine_core import EngineCore
-from xllm.engine.scheduler.limits import SchedulerLimits
+from xllm.engine.scheduler.limits import SchedulerLimits, SloOptions
 from xllm.errors import CapacityError
 from xllm.types.batch import Batch
 from xllm.types.kv_layout import KVComponent, KVGroup, KVLayout
 from xllm.types.output import RequestOutput
-from xllm.types.request import Request
+from xllm.types.request import Request, SloBudgets
 from xllm.types.sampling import SamplingParams
 
 VOCAB, BLOCK, MAX_LEN = 50, 4, 40
+POLICIES = ("fcfs", "urgency", "priority", "fair-urgency", "deadline", "fair-fcfs")
 
 
 def make_layout(*, with_state: bool) -> KVLayout:
@@ -60,7 +62,15 @@ class BrainModel:
             vocab_size=VOCAB,
             clock=self.clock,
             enable_prefix_caching=caching,
-            scheduling_policy=policy,
+            scheduling_policy=policy.removeprefix("fair-"),
+            times=known_speed(),
+            slo=SloOptions(
+                is_fair=policy.startswith("fair-"),
+                weights={"a": 2.0},
+                starvation_s=rng.choice([0.05, 1.0]),
+                token_budget=rng.random() < 0.8,
+                early_rejection=rng.random() < 0.8,
+            ),
             depth=depth,
             pages=pages,
         )
@@ -100,7 +110,13 @@ class BrainModel:
             priority=rng.randrange(3),
             offline=rng.random() < 0.2,
             cache_salt=rng.choice(["", "", "s"]),
-            deadline_in_s=rng.choice([None, None, 3.0]),
+            deadline_in_s=rng.choice([None, None, 3.0, 0.3]),
+            tenant=rng.choice(["", "a", "b"]),
+            slo=SloBudgets(
+                ttft_ms=rng.choice([None, 20.0, 200.0]),
+                tpot_ms=rng.choice([None, 3.0, 20.0]),
+                ttlt_ms=rng.choice([None, None, 500.0]),
+            ),
         )
         try:
             self.core.add(request)
@@ -134,6 +150,7 @@ class BrainModel:
     def answer(self) -> None:
         if self.inflight:
             batch, outcome = self.inflight.pop(0)
+            self.clock.advance(self.rng.random() * 1e-3 * batch.num_tokens)
             for mask in self.core.take_masks():
                 self.body.masks[mask.step] = mask
             self.take(self.core.on_result(self.body.run(batch, outcome)))
@@ -185,6 +202,7 @@ class BrainModel:
         load = self.core.load()
         assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
         assert load.blocks_free + load.blocks_cached == load.blocks_total
+        self.seen["early rejections"] += load.num_early_rejections
         self.seen["hits"] += self.core.scheduler.num_hit_tokens
         self.seen["preemptions"] += self.core.scheduler.num_preemptions
         self.seen["copies"] += self.body.num_copies

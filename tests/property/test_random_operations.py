@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from tests.property.brain_model import BrainModel
+from tests.property.brain_model import POLICIES, BrainModel
 
 NUM_CELLS = 12
 OPERATIONS = int(os.environ.get("PROPERTY_OPERATIONS", "100000"))
@@ -39,7 +39,7 @@ def test_random_operations(depth: int, kind: str, caching: bool) -> None:
     per_life, total = 250, Counter[str]()
     lives = max(1, OPERATIONS // NUM_CELLS // per_life)
     for life in range(lives):
-        policy = ["fcfs", "priority"][life % 2]
+        policy = POLICIES[life % len(POLICIES)]
         seed = life * 100 + depth * 4 + (kind == "state") * 2 + caching + (kind == "xtensor") * 50
         model = run_machine(seed, per_life, depth=depth, kind=kind, caching=caching, policy=policy)
         total.update(model.seen)
@@ -55,6 +55,7 @@ def test_random_operations(depth: int, kind: str, caching: bool) -> None:
         "abort",
         "deadline",
         "error",
+        "early rejections",
     }
     if caching and kind != "state":
         acted |= {"hits", "copies"}

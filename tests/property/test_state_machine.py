@@ -21,7 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.property.brain_model import BrainModel
+from tests.property.brain_model import POLICIES, BrainModel
 
 LIVES = int(os.environ.get("PROPERTY_LIVES", "1000"))
 SEEN: Counter[str] = Counter()
@@ -35,7 +35,7 @@ class BrainMachine(RuleBasedStateMachine):
     @initialize(
         seed=st.integers(0, 2**16), depth=st.sampled_from([1, 2]),
         kind=st.sampled_from(["paged", "state", "xtensor"]), caching=st.booleans(),
-        policy=st.sampled_from(["fcfs", "priority"]),
+        policy=st.sampled_from(POLICIES),
     )  # fmt: skip
     def build(self, seed: int, depth: int, kind: str, caching: bool, policy: str) -> None:
         self.model = BrainModel(random.Random(seed), depth=depth, kind=kind, caching=caching, policy=policy)

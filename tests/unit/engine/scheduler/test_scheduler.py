@@ -103,3 +103,36 @@ def test_forks_survive_the_end_of_their_sibling() -> None:
     brain.core.check()
     brain.run()
     assert [brain.last("a", c).finish_reason for c in range(3)] == ["abort", "length", "length"]
+
+
+def test_recompute_after_a_preemption_is_mostly_hits() -> None:
+    """What a victim computed stays cached while memory allows: only the rest is computed again."""
+    brain = SmallBrain(num_blocks=24, max_num_seqs=2, max_num_batched_tokens=64)
+    brain.add("first", 40, max_tokens=20, ignore_eos=True)
+    brain.add("victim", range(100, 132), max_tokens=20, ignore_eos=True)
+    seen: dict[str, int] = {}
+    while not brain.core.scheduler.num_preemptions:
+        brain.step()
+    (victim,) = brain.core.scheduler.waiting
+    known = len(victim.token_ids)
+    scheduler = brain.core.scheduler
+    queried, hit = scheduler.num_query_tokens, scheduler.num_hit_tokens
+    assert known >= 36
+    brain.run()
+    seen["query"] = scheduler.num_query_tokens - queried
+    seen["hit"] = scheduler.num_hit_tokens - hit
+    assert seen["query"] >= known
+    assert seen["hit"] >= 0.6 * seen["query"], "most of it comes from the prefix cache"
+    assert len(brain.tokens("victim")) == 20
+
+
+def test_preemptions_per_request_are_bounded_under_a_changing_order() -> None:
+    """Fair and urgent orders change while sequences run; nobody is thrown out again and again for ever."""
+    for policy in ("urgency", "deadline"):
+        brain = SmallBrain(num_blocks=16, max_num_seqs=4, max_preemptions=2, scheduling_policy=policy)
+        for i in range(12):
+            brain.add(f"r{i}", range(i * 40, i * 40 + 24), max_tokens=24, ignore_eos=True)
+        brain.run(3000)
+        most = max(o.usage.num_preemptions for o in brain.outputs if o.usage is not None)
+        assert brain.core.scheduler.num_preemptions > 0
+        assert most <= 2 + 4
