@@ -36,7 +36,7 @@ class Placement(Protocol):
         ...
 
     def look_ahead(self, tables: BlockTables, num_tokens: int) -> None:
-        """The sequence will have ``num_tokens`` tokens: prepare what the steps after that need, at no one's cost."""
+        """The sequence will have ``num_tokens`` tokens: prepare what the steps after that need."""
 
     def leave(self, tables: BlockTables) -> None:
         """The sequence gives up its place; its blocks are released separately."""
@@ -150,23 +150,22 @@ class RangePlacement:
         return [self._fill(tables, len(pages), need)]
 
     def look_ahead(self, tables: BlockTables, num_tokens: int) -> None:
-        """Extend the table by pages that are spare where they are wanted, or free; they may be mapped later."""
+        """Extend the table; the new pages may be mapped while the step runs.
+
+        Cached pages are taken too, as the next step would take them, while one is left for every running sequence.
+        """
         table = tables.groups[0]
-        want = -(-(num_tokens + self._num_ahead_tokens) // self._tokens_per_page)
-        while len(table) < min(want, self._pages_per_range):
-            offset = len(table)
-            page = self.book.page_at(tables.range_id, offset)
-            if page is not None and self._pool.is_spare(page):
-                self._adopt(tables, page)
-            elif self._pool.num_unmapped and self.book.make_room(int(page is None), but=tables.range_id):
-                allocated = self._pool.try_allocate(1)
-                assert allocated is not None
-                page = allocated[0]
-                self._put(tables, offset, page, is_ahead=True)
-            else:
-                return
+        want = min(-(-(num_tokens + self._num_ahead_tokens) // self._tokens_per_page), self._pages_per_range)
+        while len(table) < want and self._may_look_ahead(tables):
+            table.extend(self._fill(tables, len(table), 1, is_ahead=True))
             self.num_ahead += 1
-            table.append(page)
+
+    def _may_look_ahead(self, tables: BlockTables) -> bool:
+        page = self.book.page_at(tables.range_id, len(tables.groups[0]))
+        if page is not None and self._pool.is_spare(page):
+            return True
+        is_there = self._pool.num_free > 0 or self._pool.num_available > self.book.num_tenants
+        return is_there and self.book.make_room(int(page is None), but=tables.range_id)
 
     def leave(self, tables: BlockTables) -> None:
         """Everything stays mapped for the next one."""
@@ -190,7 +189,7 @@ class RangePlacement:
         """See :class:`RangeBook`."""
         self.book.check(list(all_tables))
 
-    def _fill(self, tables: BlockTables, first: int, need: int) -> list[BlockId]:
+    def _fill(self, tables: BlockTables, first: int, need: int, *, is_ahead: bool = False) -> list[BlockId]:
         """``need`` pages for offsets from ``first`` on; they are known to be available."""
         book, pool = self.book, self._pool
         fresh: dict[int, BlockId] = {}
@@ -208,7 +207,7 @@ class RangePlacement:
             allocated = pool.try_allocate(1)
             assert allocated is not None
             fresh[offset] = allocated[0]
-            self._put(tables, offset, allocated[0])
+            self._put(tables, offset, allocated[0], is_ahead=is_ahead)
         return [fresh[offset] for offset in range(first, first + need)]
 
     def _adopt(self, tables: BlockTables, page: BlockId) -> BlockId:
@@ -233,7 +232,15 @@ class RangePlacement:
             candidates = [r for r, _ in zip(book.idle, range(MAX_CANDIDATES), strict=False)]
         assert candidates, "a sequence is admitted but every virtual range is taken"
         may_evict = need > self._pool.num_free
-        return max(candidates, key=lambda r: self._fitness(r, kept, need, may_evict))
+        best, best_fitness = candidates[0], (-1, -1, 0)
+        perfect = (len(kept), need, -len(kept) - need)
+        for range_id in candidates:
+            fitness = self._fitness(range_id, kept, need, may_evict)
+            if fitness > best_fitness:
+                best, best_fitness = range_id, fitness
+                if fitness == perfect:
+                    break
+        return best
 
     def _fitness(
         self, range_id: int, kept: Sequence[BlockId], need: int, may_evict: bool

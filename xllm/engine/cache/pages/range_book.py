@@ -53,6 +53,11 @@ class RangeBook:
         found = (divmod(place, per_range) for place in self._places.get(page, ()))
         return [range_id for range_id, offset in found if offset == 0 and range_id in self.idle]
 
+    @property
+    def num_tenants(self) -> int:
+        """Ranges in use."""
+        return len(self._tenants)
+
     # -- tenants ----------------------------------------------------------------------------------------------------
 
     def move_in(self, range_id: int, tables: BlockTables) -> None:
