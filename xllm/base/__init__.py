@@ -9,5 +9,6 @@ metrics.py      the declared table of Prometheus metrics and one registry object
 log.py          logging set-up: one line per record, human or JSON
 model_files.py  where a model's files are: demo, directory, hub id
 resolve_here.py resolves a configuration on this machine, from the model's files
+openmp.py       what OpenMP reads when torch loads it: threads, short spins
 machine.py      gathers MachineFacts (cores, memory, cgroup limits, CPU flags) without torch
 """

@@ -145,6 +145,10 @@ class ModelSpec:
         """Bytes of the weights in memory when run in ``dtype``."""
         return self.num_params * DTYPE_BYTES[dtype]
 
+    def mean_matrix_bytes(self, dtype: str) -> int:
+        """Bytes of one matrix that a token multiplies with, on average: seven per layer, and the head."""
+        return self.num_active_params * DTYPE_BYTES[dtype] // (7 * self.num_layers + 1)
+
     def kv_bytes_per_token(self, dtype: str) -> int:
         """Bytes of K and V of one token over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]

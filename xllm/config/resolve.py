@@ -25,12 +25,16 @@ from xllm.config.memory_plan import (
 from xllm.config.model_spec import ModelSpec
 from xllm.config.pages import check_page_bytes, max_mappings, page_bytes_from
 from xllm.config.resolved import Decision, ResolvedEngineConfig
+from xllm.config.schema import format_bytes
 from xllm.config.serve import EngineConfig
 from xllm.types.kv_layout import KVLayout
 from xllm.types.pages import PageGeometry
 
 CPU_MAX_NUM_SEQS, GPU_MAX_NUM_SEQS = 128, 256
 CPU_BATCHED_TOKENS, GPU_BATCHED_TOKENS = 1024, 8192
+MIN_SHARED_MATRIX_BYTES = 512 * 1024
+"""Below this mean size of a matrix a barrier per operation costs more than a second core gives; measured by
+``benchmarks/thread_count.py``, where other work wants the cores too."""
 
 
 def resolve(
@@ -80,7 +84,7 @@ class _Resolver:
             spec=self.spec,
             device=device,
             dtype=dtype,
-            num_threads=self.num_threads(),
+            num_threads=self.num_threads(device, dtype),
             graphs=self.graphs(device),
             max_graph_tokens=config.runner.max_graph_tokens,
             batch_invariant=config.runner.batch_invariant,
@@ -151,11 +155,19 @@ class _Resolver:
         self.decide("model.dtype", "float32", "the checkpoint's")
         return "float32"
 
-    def num_threads(self) -> int:
+    def num_threads(self, device: str, dtype: str) -> int:
         said = self.config.runner.num_threads
         if said is not None:
             return said
         cores = self.machine.num_cores
+        matrix_bytes = self.spec.mean_matrix_bytes(dtype)
+        if device == "cpu" and not self.is_timed and cores > 1 and matrix_bytes < MIN_SHARED_MATRIX_BYTES:
+            reason = (
+                f"matrices of {format_bytes(matrix_bytes)} on average are too small to share: threads would wait for"
+                " each other"
+            )
+            self.decide("runner.num_threads", 1, reason)
+            return 1
         self.decide("runner.num_threads", cores, "physical cores this process may use")
         return cores
 

@@ -17,6 +17,7 @@ from typing import Any
 from xllm import __version__
 from xllm.base.clock import Clock, MonotonicClock
 from xllm.base.machine import gather_machine_facts
+from xllm.base.openmp import prepare_openmp
 from xllm.base.registry import Registry
 from xllm.base.resolve_here import resolve_here
 from xllm.base.trace import DecisionTrace
@@ -154,8 +155,7 @@ def _build_executor(
     resolved: ResolvedEngineConfig, on_phase: OnPhase, on_weights: OnWeights
 ) -> tuple[Executor, ExecutorFacts]:
     kind, _, profile = resolved.executor.partition(":")
-    # OpenMP reads its environment when torch loads it, so the numbers must be there before.
-    os.environ.setdefault("OMP_NUM_THREADS", str(resolved.num_threads))
+    prepare_openmp(resolved.num_threads, os.environ)
     with _Phase("imports", on_phase):
         build = EXECUTORS.load(kind)
     with _Phase("executor", on_phase):

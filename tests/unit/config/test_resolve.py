@@ -50,7 +50,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
 
 def test_every_auto_is_decided_with_a_reason(small: ModelSpec) -> None:
     resolved = decide(small, machine())
-    assert (resolved.device, resolved.dtype, resolved.num_threads) == ("cpu", "bfloat16", 4)
+    assert (resolved.device, resolved.dtype, resolved.num_threads) == ("cpu", "bfloat16", 1)
     assert (resolved.max_model_len, resolved.max_num_seqs, resolved.max_num_batched_tokens) == (
         2048,
         128,
@@ -68,6 +68,14 @@ def test_every_auto_is_decided_with_a_reason(small: ModelSpec) -> None:
         "cache.kv_cache_memory_bytes",
     }
     assert all(decision.reason for decision in resolved.decisions)
+
+
+def test_small_matrices_are_not_shared_between_threads(small: ModelSpec, qwen: ModelSpec) -> None:
+    assert "too small to share" in decide(small, machine()).reasons["runner.num_threads"].reason
+    assert decide(qwen, machine(16 * GIB)).num_threads == 4
+    assert decide(small, machine(), num_threads=3).num_threads == 3
+    assert decide(small, machine(gpu=H200)).num_threads == 4
+    assert decide(small, machine(), executor="timed:instant").num_threads == 4
 
 
 def test_steps_in_flight(small: ModelSpec) -> None:

@@ -19,8 +19,8 @@ def test_every_option_has_a_row_with_value_source_and_reason(tmp_path: Path) -> 
     assert set(rows) == set(Schema().by_key)
     assert (rows["model.seed"].value, rows["model.seed"].source) == (3, "env XLLM_SEED")
     assert rows["log.format"].source == "flag --set"
-    assert (rows["runner.num_threads"].value, rows["runner.num_threads"].source) == (2, "derived")
-    assert "cores" in rows["runner.num_threads"].reason
+    assert (rows["runner.num_threads"].value, rows["runner.num_threads"].source) == (1, "derived")
+    assert "too small" in rows["runner.num_threads"].reason
     assert rows["cache.block_size"].source == "default"
     text = format_text(loaded, resolved)
     assert all(key in text for key in rows)
