@@ -28,12 +28,13 @@ from xllm.errors import CapacityError, ConfigError, DeadlineExceeded, InstanceLo
 from xllm.registry.registry import InstanceRecord, InstanceRegistry, RegistryEvent
 from xllm.rpc.client import EngineClient
 from xllm.service.cluster.cluster import TICK_S, Cluster
+from xllm.service.cluster.view import ClusterView
 from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
 from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, DEFAULT_DEADLINE_S, Dispatch
 from xllm.service.router import Router
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import OutputFrame
-from xllm.types.request import Request
+from xllm.types.request import Request, Route
 from xllm.types.wire import LoadReply
 
 log = logging.getLogger(__name__)
@@ -60,11 +61,15 @@ class Service:
         waits: WaitTable,
         trace: DecisionTrace,
         build_model: Callable[[Cluster], ServedModel],
+        fails_over: bool = True,
     ) -> None:
+        """``fails_over``: requests of a lost instance continue on another one."""
         self._text = text
         self._cluster = cluster
         self._router = router
         self._dispatch = dispatch
+        if fails_over:
+            dispatch.choose = self.choose
         self._registry = registry
         self._clock = clock
         self._waits = waits
@@ -162,6 +167,7 @@ class Service:
             raise CapacityError("the server is shutting down", status=503, retry_after_s=5.0)
         route = self._router.route(request, self._view())
         commands = self._dispatch.begin(structs.replace(request, route=route))
+        self._count_routed(route)
         bound_s = (request.deadline_in_s or DEFAULT_DEADLINE_S) + 2 * DEADLINE_SLACK_S
         wait = self._waits.watch(f"request {request.id}", f"outputs of {route.prefill}", bound_s)
         self._sinks[request.id] = (sink, wait.__enter__())
@@ -284,7 +290,6 @@ class Service:
         try:
             if client is None or instance is None:
                 raise InstanceLost(f"instance {command.instance} is not connected")
-            instance.num_routed += 1
             await client.submit(request, deadline_s=SUBMIT_TIMEOUT_S)
         except XllmError as error:
             self._carry_out(self._dispatch.on_refused(request.id, request.attempt, error))
@@ -375,8 +380,10 @@ class Service:
             instance.on_connected(structs.replace(info, id=instance_id))
         self._clients[instance_id] = client
         self._changed.set()
-        back = self._dispatch.on_instance_back(instance_id) if is_same else self._dispatch.retry_parked(now=True)
-        self._carry_out(back)
+        if is_same:
+            self._carry_out(self._dispatch.on_instance_back(instance_id))
+        else:
+            self._carry_out(self._dispatch.retry_parked(now=True))
         return client
 
     def _on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
@@ -429,6 +436,18 @@ class Service:
         self._carry_out(self._dispatch.retry_parked())
 
     # -- small parts --
+
+    def choose(self, request: Request, avoid: frozenset[InstanceId]) -> Route | None:
+        """Where the next attempt of a request goes: dispatch asks."""
+        route = self._router.try_route(request, self._view(), avoid)
+        if route is not None:
+            self._count_routed(route)
+        return route
+
+    def _count_routed(self, route: Route) -> None:
+        instance = self._cluster.get(route.prefill)
+        if instance is not None:
+            instance.num_routed += 1
 
     def _view(self) -> ClusterView:
         """The cluster now, with what this service has there now."""

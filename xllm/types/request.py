@@ -108,6 +108,8 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     media_spans: tuple[MediaSpan, ...] = ()
     resumed_output_ids: tuple[tuple[int, ...], ...] = ()
     """Per choice, tokens already streamed by a dead attempt; generation continues after them."""
+    ended_choices: tuple[int, ...] = ()
+    """Choices that ended in a dead attempt: they are not run again, and nothing is owed for them."""
     seed: int
     """Always set; the edge draws one when the user gave none."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -137,3 +139,8 @@ class Request(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def num_prompt_tokens(self) -> int:
         """Prompt length in tokens."""
         return len(self.prompt_token_ids)
+
+    @property
+    def open_choices(self) -> tuple[int, ...]:
+        """Choices to run, in order; a choice keeps its number (and so its noise) in every attempt."""
+        return tuple(choice for choice in range(self.sampling.n) if choice not in self.ended_choices)

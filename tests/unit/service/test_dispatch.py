@@ -11,7 +11,7 @@ import pytest
 from xllm.base.clock import ManualClock
 from xllm.base.trace import DecisionTrace
 from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest
-from xllm.service.dispatch.commands import Command, Deliver, Send, SendAbort
+from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
 from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, Dispatch
 from xllm.types.output import RequestOutput
 from xllm.types.request import Request, Route
@@ -42,7 +42,7 @@ class Scene:
         wanted = request(name, **fields)
         assert self.dispatch.begin(wanted) == [Send(wanted.route.prefill, wanted)]
         if accept:
-            assert self.dispatch.on_accepted(name, 0) == []
+            assert self.dispatch.on_accepted(name, 0) == [Accepted(name)]
 
 
 def test_a_stream_is_delivered_as_it_came_and_then_forgotten() -> None:
@@ -77,7 +77,7 @@ def test_repeated_tokens_are_cut() -> None:
     ]
 
 
-def test_a_gap_is_an_error_and_the_engine_is_told() -> None:
+def test_a_gap_without_failover_is_an_error_and_the_engine_is_told() -> None:
     scene = Scene()
     scene.begin()
     scene.dispatch.on_outputs("e0", [out("r", 0, (1,))])
@@ -105,7 +105,8 @@ def test_a_lost_instance_ends_its_requests_with_an_error_per_open_choice() -> No
     scene.begin("a", n=2)
     scene.begin("b", instance="e1")
     scene.dispatch.on_outputs("e0", [out("a", 0, (1,), "stop")])
-    (deliver,) = scene.dispatch.on_instance_lost("e0", InstanceLost("gone"))
+    abort, deliver = scene.dispatch.on_instance_lost("e0", InstanceLost("gone"))
+    assert isinstance(abort, SendAbort)
     assert isinstance(deliver, Deliver) and deliver.is_last
     assert [(o.choice, o.finish_reason) for o in deliver.outputs] == [(1, "error")]
     assert "b" in scene.dispatch and "a" not in scene.dispatch
@@ -113,22 +114,23 @@ def test_a_lost_instance_ends_its_requests_with_an_error_per_open_choice() -> No
 
 def test_an_instance_lost_while_the_answer_was_on_its_way() -> None:
     scene = Scene()
-    scene.begin("accepted", accept=False)
-    scene.begin("refused", accept=False)
-    assert scene.dispatch.on_instance_lost("e0", InstanceLost("gone")) == []
-    (deliver,) = scene.dispatch.on_accepted("accepted", 0)
-    assert isinstance(deliver, Deliver) and deliver.outputs[0].finish_reason == "error"
-    assert scene.dispatch.on_refused("refused", 0, InstanceLost("gone")) == []
+    scene.begin("r", accept=False)
+    gone = InstanceLost("gone")
+    abort, refuse = scene.dispatch.on_instance_lost("e0", gone)
+    assert isinstance(abort, SendAbort) and refuse == Refuse("r", gone)
+    assert scene.dispatch.on_accepted("r", 0) == []
+    assert scene.dispatch.on_refused("r", 0, gone) == []
     assert len(scene.dispatch) == 0
 
 
 def test_a_refusal_leaves_nothing_and_doubt_is_followed_by_an_abort() -> None:
     scene = Scene()
     scene.begin("a", accept=False)
-    assert scene.dispatch.on_refused("a", 0, CapacityError("full")) == []
+    full = CapacityError("full")
+    assert scene.dispatch.on_refused("a", 0, full) == [Refuse("a", full)]
     scene.begin("b", accept=False)
-    (abort,) = scene.dispatch.on_refused("b", 0, DeadlineExceeded("no answer"))
-    assert isinstance(abort, SendAbort)
+    abort, refuse = scene.dispatch.on_refused("b", 0, DeadlineExceeded("no answer"))
+    assert isinstance(abort, SendAbort) and isinstance(refuse, Refuse)
     assert len(scene.dispatch) == 0
 
 
@@ -176,6 +178,8 @@ def test_whatever_happens_each_request_ends_once_and_its_tokens_count_up(seed: i
 
     def carry_out(commands: list[Command]) -> None:
         for command in commands:
+            if isinstance(command, Refuse):
+                refused.add(command.request_id)
             if isinstance(command, Deliver):
                 ended[command.request_id] += command.is_last
                 for output in command.outputs:
@@ -200,7 +204,6 @@ def test_whatever_happens_each_request_ends_once_and_its_tokens_count_up(seed: i
             pending.discard(name)
             if name in dispatch and rng.random() < 0.2:
                 carry_out(dispatch.on_refused(name, 0, CapacityError("full")))
-                refused.add(name)
             else:
                 carry_out(dispatch.on_accepted(name, 0))
         elif roll < 0.85 and live:
@@ -225,6 +228,7 @@ def test_whatever_happens_each_request_ends_once_and_its_tokens_count_up(seed: i
     assert all(ids == list(range(len(ids))) for ids in got.values())
     for name, num_choices in begun.items():
         if name in refused:
+            assert ended[name] == 0, name
             continue
         assert ended[name] == 1, name
         assert [finished[name, choice] for choice in range(num_choices)] == [1] * num_choices

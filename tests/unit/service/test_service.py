@@ -68,6 +68,7 @@ class Parts:
             clock=clock,
             waits=self.waits,
             trace=trace,
+            fails_over=False,
             build_model=lambda cluster: ServedModel(
                 names=("m",), max_model_len=400, vocab_size=1000, block_size=4
             ),

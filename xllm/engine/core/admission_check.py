@@ -62,8 +62,15 @@ def _check_resumed(request: Request, vocab_size: int, max_model_len: int) -> Non
         raise InvalidRequest(
             f"resumed_output_ids has {len(resumed)} choices, n is {sampling.n}", hint="one tuple per choice"
         )
+    if not request.open_choices or not set(request.ended_choices) <= set(range(sampling.n)):
+        raise InvalidRequest(
+            f"ended_choices is {request.ended_choices}, n is {sampling.n}",
+            hint="name some of the choices 0..n-1, not all",
+        )
     limit = max_output_tokens(request, max_model_len)
-    for ids in resumed:
+    for choice, ids in enumerate(resumed):
+        if choice in request.ended_choices:
+            continue
         _check_ids("resumed_output_ids", ids, vocab_size)
         if len(ids) >= limit:
             raise InvalidRequest(

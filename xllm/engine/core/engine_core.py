@@ -117,9 +117,7 @@ class EngineCore:
         if request.block_hash_size != self.cache.block_size:
             hashes = block_hashes(request.prompt_token_ids, block_size=self.cache.block_size, root=root)
         now_s = self._clock.now()
-        seqs = [
-            self._new_sequence(request, choice, root, hashes, now_s) for choice in range(request.sampling.n)
-        ]
+        seqs = [self._new_sequence(request, choice, root, hashes, now_s) for choice in request.open_choices]
         self._gate.check(seqs[0], self.scheduler, now_s)
         self._requests[key] = seqs
         mask = try_token_mask(request, self.vocab_size)

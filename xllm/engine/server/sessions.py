@@ -132,7 +132,7 @@ class Sessions:
         session = self._by_connection[connection]
         key = (request.id, request.attempt)
         session.requests.add(key)
-        self._owned[key] = _Owned(session, set(range(request.sampling.n)))
+        self._owned[key] = _Owned(session, set(request.open_choices))
 
     def deliver(self, step: StepId, outputs: list[RequestOutput]) -> None:
         """Send each session its outputs as one frame."""

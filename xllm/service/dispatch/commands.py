@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xllm.errors import XllmError
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import RequestOutput
 from xllm.types.request import Request
@@ -11,7 +12,7 @@ from xllm.types.request import Request
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Submit a request to an instance; answer with ``on_accepted`` or ``on_refused``."""
+    """Submit one attempt of a request to an instance; answer with ``on_accepted`` or ``on_refused``."""
 
     instance: InstanceId
     request: Request
@@ -19,13 +20,28 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class SendAbort:
-    """Tell an instance to end a request or one of its choices; no answer is awaited."""
+    """Tell an instance to end an attempt or one of its choices; no answer is awaited."""
 
     instance: InstanceId
     request_id: RequestId
     attempt: int
     choice: int | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An engine has queued the request for the first time: its submitter may go on."""
+
+    request_id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """The request is over before any engine queued it: its submitter gets the error, its reader nothing."""
+
+    request_id: RequestId
+    error: XllmError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,4 +54,4 @@ class Deliver:
     """Every choice has had its terminal output: nothing follows."""
 
 
-Command = Send | SendAbort | Deliver
+Command = Send | SendAbort | Accepted | Refuse | Deliver
