@@ -20,8 +20,9 @@ from xllm.launch.engine_process import EngineProcess
 from xllm.rpc.client import EngineClient
 
 
+@pytest.mark.parametrize("async_scheduling", [False, True])
 def test_an_engine_process_streams_what_transformers_says(
-    small_model: Callable[[str], SmallModel], tmp_path: Path
+    async_scheduling: bool, small_model: Callable[[str], SmallModel], tmp_path: Path
 ) -> None:
     model = small_model("qwen3")
     said = {
@@ -33,6 +34,7 @@ def test_an_engine_process_streams_what_transformers_says(
         "max_model_len": 512,
         "num_gpu_blocks_override": 200,
         "max_num_batched_tokens": 96,
+        "async_scheduling": async_scheduling,
         "server.profile_dir": str(tmp_path / "profiles"),
     }
     loaded: list[tuple[int, int]] = []
@@ -47,6 +49,7 @@ def test_an_engine_process_streams_what_transformers_says(
         assert loaded[-1][0] == loaded[-1][1] > 0
         assert list(process.phases) == ["process", "config", "imports", "executor", "brain", "total"]
         asyncio.run(_compare(process, model))
+        asyncio.run(_stop(process, model, num_wasted=int(async_scheduling)))
         asyncio.run(_profile(process, tmp_path / "profiles", lines))
     finally:
         process.close()
@@ -74,6 +77,24 @@ async def _compare(process: EngineProcess, model: SmallModel) -> None:
     load = (await client.load()).load
     assert load.blocks_used == load.blocks_leased == load.blocks_pinned == 0
     assert load.blocks_free + load.blocks_cached == load.blocks_total
+    await client.close()
+
+
+async def _stop(process: EngineProcess, model: SmallModel, *, num_wasted: int) -> None:
+    """A stop token nobody could foresee: with two steps in flight one token is computed for nothing and never seen."""
+    inbox = Inbox()
+    client = await EngineClient.connect(
+        process.address, peer="edge", token=process.token, on_outputs=inbox.frames.append
+    )
+    wanted = model.reference.greedy([3, 1, 4, 1, 5], 12).tokens
+    stop_id = next(t for i, t in enumerate(wanted) if i >= 4 and t not in wanted[:i])
+    await client.submit(request("stops", [3, 1, 4, 1, 5], 12, stop_token_ids=(stop_id,)))
+    await until(lambda: bool(inbox.terminal()))
+    assert tuple(inbox.tokens("stops")) == wanted[: wanted.index(stop_id) + 1]
+    finished = (await client.debug_request("stops"))[-1]
+    assert (finished["reason"], finished["wasted_tokens"]) == ("stop", num_wasted)
+    load = (await client.load()).load
+    assert (load.blocks_used, load.num_wasted_tokens) == (0, num_wasted)
     await client.close()
 
 

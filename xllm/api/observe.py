@@ -103,6 +103,7 @@ _TOTALS = (
     ("prefix_cache_queries", "prefix_query_tokens"),
     ("prefix_cache_hits", "prefix_hit_tokens"),
     ("engine_steps", "step"),
+    ("wasted_tokens", "num_wasted_tokens"),
     ("early_rejections", "num_early_rejections"),
 )
 

@@ -118,6 +118,7 @@ METRICS: tuple[MetricRow, ...] = (
     _counter("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", is_vllm=True),
     _counter("prefix_cache_hits", "Prompt tokens found in the prefix cache.", is_vllm=True),
     _counter("engine_steps", "Steps that the engine completed."),
+    _counter("wasted_tokens", "Computed for sequences that had ended: the price of planning ahead."),
     _counter("early_rejections", "Requests refused: predicted first token later than their budget."),
     _counter("http_requests", "HTTP responses, by method, route and status.", "method", "handler", "status"),
     _counter("requests_refused", "Requests answered 429 or 503 without being started.", "reason"),

@@ -86,6 +86,8 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     """Of the last step, everything but forward and sampling."""
     step_time_error: float = 0.0
     """Median |relative error| of the step-time model on its last predictions."""
+    num_wasted_tokens: int = 0
+    """Ordered for sequences that turned out to be over: the price of planning ahead."""
     num_early_rejections: int = 0
     """Requests refused because their predicted first token was later than their budget."""
 

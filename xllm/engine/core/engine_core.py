@@ -428,6 +428,7 @@ class EngineCore:
             blocks_leased=pool.num_leased,
             blocks_pinned=pool.num_pinned,
             num_preemptions=scheduler.num_preemptions,
+            num_wasted_tokens=self.num_wasted_tokens,
             num_prompt_tokens=self._totals["prompt"],
             num_output_tokens=self._totals["output"],
             prefix_query_tokens=scheduler.num_query_tokens,
