@@ -46,10 +46,11 @@ def add_config_flags(parser: argparse.ArgumentParser, sections: Iterable[str]) -
     """Add MODEL, every flag of ``sections``, --config, --set and --print-config."""
     schema = Schema(sections)
     parser.set_defaults(said=[], sections=schema.sections)
-    parser.add_argument(
-        "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, action=_Say,
-        option=schema.by_key["model.model"], help="directory or hub id; without it the bundled demo model",
-    )  # fmt: skip
+    if "model.model" in schema.by_key:
+        parser.add_argument(
+            "model", nargs="?", metavar="MODEL", default=argparse.SUPPRESS, action=_Say,
+            option=schema.by_key["model.model"], help="directory or hub id; without it the bundled demo model",
+        )  # fmt: skip
     groups: dict[str, Any] = {}
     for option in schema.options:
         if not option.flag:

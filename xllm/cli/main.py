@@ -21,7 +21,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("xllm.cli.bench", "measure a server or the engine"),
     "doctor": ("xllm.cli.doctor", "show the machine, versions and what would be chosen"),
     "engine": ("xllm.cli.engine", "run one engine process"),
-    "service": ("xllm.cli.service", "run the HTTP edge over engines that run already"),
+    "service": ("xllm.cli.service", "run the HTTP edge over engines that run elsewhere"),
+    "cluster": ("xllm.cli.cluster", "show the instances of a registry, or drain one"),
 }
 
 

@@ -1,4 +1,4 @@
-"""``xllm serve [MODEL]``: the HTTP edge and one engine, on this machine."""
+"""``xllm serve [MODEL]``: the HTTP edge and one engine, or several supervised ones, on this machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from xllm.base.log import get_logger, setup_logging
 from xllm.base.resolve_here import resolve_here
 from xllm.cli.flags import add_config_flags, load_from_flags, print_config
 from xllm.config.serve import SERVE_SECTIONS
+from xllm.errors import ConfigError
 
 log = get_logger(__name__)
+
+MAX_INSTANCES = 256
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """All flags of the engine and of the edge."""
-    add_config_flags(parser, SERVE_SECTIONS)
+    parser.add_argument(
+        "--instances",
+        type=int,
+        metavar="INT",
+        help="run this many engines, start them again when they die, and host a registry for more",
+    )
+    add_config_flags(parser, (*SERVE_SECTIONS, "registry", "cluster"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -28,6 +37,14 @@ def run(args: argparse.Namespace) -> int:
     setup_logging(config.engine.log, "serve")
     for warning in resolve_here(config.engine, sources=loaded.sources).warnings:
         log.warning("%s", warning)
-    from xllm.launch.local import serve
+    is_cluster = any(key.startswith(("registry.", "cluster.")) for key in loaded.sources)
+    if args.instances is None and not is_cluster:
+        from xllm.launch.local import serve
 
-    return serve(config)
+        return serve(config)
+    num_instances = 1 if args.instances is None else args.instances
+    if not 1 <= num_instances <= MAX_INSTANCES:
+        raise ConfigError(f"--instances is {num_instances}", hint=f"use 1 to {MAX_INSTANCES}")
+    from xllm.launch.cluster import serve_cluster
+
+    return serve_cluster(config, loaded.registry(), loaded.cluster(), num_instances=num_instances)

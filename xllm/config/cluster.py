@@ -106,8 +106,6 @@ class InstanceConfig:
 class ClusterConfig:
     """How a service looks after its instances."""
 
-    host_registry: bool = opt(False, "--host-registry")
-    """Run the embedded registry in this process, at the address of --registry."""
     suspect_after_s: float = 2.5
     """An instance that has been silent for this long gets no new requests."""
     lost_after_s: float = 10.0

@@ -25,6 +25,7 @@ from typing import Any
 
 import xllm
 from xllm.base.model_files import find_model_dir
+from xllm.config.cluster import InstanceConfig, RegistryConfig
 from xllm.config.schema import to_plain
 from xllm.config.serve import EngineConfig
 from xllm.engine.build import needs_weights
@@ -103,6 +104,9 @@ class EngineProcess:
         cls,
         config: EngineConfig,
         *,
+        token: str = "",
+        registry: RegistryConfig | None = None,
+        instance: InstanceConfig | None = None,
         timeout_s: float = READY_TIMEOUT_S,
         env: Mapping[str, str] | None = None,
         sink: Callable[[str], None] = write_to_stderr,
@@ -110,6 +114,7 @@ class EngineProcess:
     ) -> EngineProcess:
         """Start an engine and wait until it is ready. Blocks: call it from a thread where there is an event loop.
 
+        ``token`` is its secret (empty: one is drawn); with a ``registry`` it publishes itself there as ``instance``.
         ``env`` is added to this process's environment, ``sink`` receives the child's log lines, ``on_weights``
         (done, total) bytes while weights are read.
 
@@ -126,7 +131,7 @@ class EngineProcess:
         if endpoint == "auto":
             private_dir = tempfile.mkdtemp(prefix="xllm-")
             endpoint = f"unix:{private_dir}/engine.sock"
-        token = secrets.token_hex(16)
+        token = token or secrets.token_hex(16)
         popen, channel, pump = _spawn(env, sink)
         done = False
         try:
@@ -137,6 +142,8 @@ class EngineProcess:
                     token=token,
                     parent_pid=os.getpid(),
                     private_dir=private_dir,
+                    registry=None if registry is None else to_plain(registry),
+                    instance=None if instance is None else to_plain(instance),
                 )
             )
             phases: dict[str, float] = {}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from msgspec import structs
 
@@ -15,16 +14,18 @@ from xllm.api.serve import HttpServer, check_address
 from xllm.api.text_pipeline import TextPipeline
 from xllm.base.event_loop import run_event_loop
 from xllm.base.waits import WaitTable, install_dump_signal
+from xllm.config.cluster import InstanceConfig, RegistryConfig
 from xllm.config.serve import EngineConfig, ServeConfig
 from xllm.engine.server import main as engine_main
 from xllm.engine.server.engine_server import EXIT_FAILED
 from xllm.errors import InstanceLost
 from xllm.launch.engine_process import EngineProcess
+from xllm.launch.starting_engine import StartingEngine
 from xllm.launch.weights_bar import WeightsBar
 from xllm.registry.memory import MemoryRegistry
-from xllm.registry.registry import InstanceRecord
+from xllm.registry.registry import InstanceRecord, InstanceRegistry
 from xllm.rpc.client import EngineClient
-from xllm.service.build import build_service, build_text
+from xllm.service.build import ServiceOptions, build_service, build_text
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,17 @@ CONNECT_TIMEOUT_S = 30.0
 WATCH_S = 0.2
 
 
-def run_engine(config: EngineConfig) -> int:
+def run_engine(
+    config: EngineConfig, registry: RegistryConfig | None = None, instance: InstanceConfig | None = None
+) -> int:
     """``xllm engine``: one engine in this process, until a signal comes; returns the exit status."""
-    return engine_main.run_engine(config, token=config.server.rpc_token)
+    return engine_main.run_engine(config, token=config.server.rpc_token, registry=registry, instance=instance)
 
 
 def serve(config: ServeConfig) -> int:
     """``xllm serve``: an engine process and, here, the service and its edge; returns the exit status."""
     check_address(config.api)
-    starting = _StartingEngine(config.engine)
+    starting = StartingEngine(lambda: _start_with_bar(config.engine))
     try:
         text = build_text(config)  # while the engine loads its weights
     except BaseException:
@@ -58,45 +61,9 @@ def run_service(config: ServeConfig, endpoints: Sequence[str]) -> int:
     return run_event_loop(_serve_over(config, build_text(config), endpoints))
 
 
-class _StartingEngine:
-    """Starts an engine on a thread, so that the edge gets ready meanwhile."""
-
-    def __init__(self, config: EngineConfig) -> None:
-        self._config = config
-        self._process: EngineProcess | None = None
-        self._is_abandoned = False
-        self._error: BaseException | None = None
-        self._lock = threading.Lock()
-        # A daemon: when the main thread fails or is interrupted, the process ends, and its engine with it.
-        self._thread = threading.Thread(target=self._start, name="xllm-engine-start", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> EngineProcess:
-        """The ready engine, or whatever its start raised."""
-        self._thread.join()  # bounded by the start's own deadline
-        if self._error is not None:
-            raise self._error
-        assert self._process is not None
-        return self._process
-
-    def abandon(self) -> None:
-        """Nobody waits for it any more: it is closed when it is ready."""
-        with self._lock:
-            self._is_abandoned = True
-        if self._process is not None:
-            self._process.close()
-
-    def _start(self) -> None:
-        try:
-            with WeightsBar(sys.stderr) as bar:
-                process = EngineProcess.start(self._config, on_weights=bar.update)
-        except BaseException as exc:
-            self._error = exc
-            return
-        with self._lock:
-            self._process = process
-        if self._is_abandoned:
-            process.close()
+def _start_with_bar(config: EngineConfig) -> EngineProcess:
+    with WeightsBar(sys.stderr) as bar:
+        return EngineProcess.start(config, on_weights=bar.update)
 
 
 async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess) -> int:
@@ -104,7 +71,7 @@ async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess
     registry.publish(InstanceRecord(info=process.info, token=process.token))
     watch = asyncio.create_task(_withdraw_when_dead(process, registry))
     try:
-        await _run_edge(config, text, registry)
+        await run_edge(config, text, registry)
     finally:
         watch.cancel()
     return 0 if process.is_alive else EXIT_FAILED
@@ -131,7 +98,7 @@ async def _serve_over(config: ServeConfig, text: TextPipeline, endpoints: Sequen
             log.warning("engine %s is left out: %s", endpoint, record.message)
         else:
             raise record
-    await _run_edge(config, text, registry)
+    await run_edge(config, text, registry)
     return 0
 
 
@@ -144,13 +111,27 @@ async def _introduce(endpoint: str, token: str) -> InstanceRecord:
     return InstanceRecord(info=structs.replace(info, address=endpoint), token=token)
 
 
-async def _run_edge(config: ServeConfig, text: TextPipeline, registry: MemoryRegistry) -> None:
-    waits = WaitTable()
+async def run_edge(
+    config: ServeConfig,
+    text: TextPipeline,
+    registry: InstanceRegistry,
+    *,
+    waits: WaitTable | None = None,
+    options: ServiceOptions | None = None,
+    on_listening: Callable[[str], object] = lambda url: None,
+) -> None:
+    """Build the service over ``registry`` and serve it until a signal has ended everything."""
+    waits = waits or WaitTable()
     install_dump_signal(waits, loop=asyncio.get_running_loop())
-    service = await build_service(config, registry, text=text, waits=waits)
+    service = await build_service(config, registry, text=text, waits=waits, options=options)
+
+    def greet(url: str) -> None:
+        _greet(url, service.model.names[0], bool(config.api.api_key))
+        on_listening(url)
+
     try:
         server = HttpServer(build_app(service, config.api), config.api, service)
-        await server.run(lambda url: _greet(url, service.model.names[0], bool(config.api.api_key)))
+        await server.run(greet)
     finally:
         await service.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
@@ -15,10 +16,12 @@ from xllm.base.waits import WaitTable
 from xllm.config.serve import ServeConfig
 from xllm.registry.registry import InstanceRegistry
 from xllm.service.cluster.cluster import Cluster
+from xllm.service.cluster.instance import Patience
 from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.policy import POLICIES
 from xllm.service.router import Policy, Router
 from xllm.service.service import Service
+from xllm.types.instance import InstanceInfo
 
 CONNECT_TIMEOUT_S = 30.0
 
@@ -47,6 +50,18 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceOptions:
+    """What differs between a service over its own engines and one in a cluster."""
+
+    patience: Patience = field(default_factory=Patience)
+    """How long an instance may be silent."""
+    serves_any_model: bool = True
+    """Serve whatever the first engine runs; else only engines whose model has one of the served names."""
+    connect_timeout_s: float = CONNECT_TIMEOUT_S
+    """How long to wait for a first engine."""
+
+
 async def build_service(
     config: ServeConfig,
     registry: InstanceRegistry,
@@ -55,6 +70,7 @@ async def build_service(
     clock: Clock | None = None,
     waits: WaitTable | None = None,
     policy: str = "round_robin",
+    options: ServiceOptions | None = None,
 ) -> Service:
     """A started service over the engines of ``registry``. Call inside the event loop; ``close`` it at the end.
 
@@ -65,6 +81,14 @@ async def build_service(
     clock = clock or MonotonicClock()
     trace = DecisionTrace(clock, capacity=config.engine.server.num_trace_records)
     names = served_names(config)
+    options = options or ServiceOptions()
+    revision = config.engine.model.revision or ""
+
+    def may_serve(info: InstanceInfo) -> bool:
+        if options.serves_any_model:
+            return True
+        is_named = info.model in names or Path(info.model).name in names
+        return is_named and (not revision or info.revision == revision)
 
     def build_model(cluster: Cluster) -> ServedModel:
         infos = [instance.info for instance in cluster.served()]
@@ -79,7 +103,12 @@ async def build_service(
 
     service = Service(
         text=text or build_text(config),
-        cluster=Cluster(clock, stall_timeout_s=config.api.stall_timeout_s),
+        cluster=Cluster(
+            clock,
+            stall_timeout_s=config.api.stall_timeout_s,
+            patience=options.patience,
+            may_serve=may_serve,
+        ),
         router=Router(cast(Policy, POLICIES.load(policy))),
         dispatch=Dispatch(clock, trace),
         registry=registry,
@@ -89,7 +118,7 @@ async def build_service(
         build_model=build_model,
     )
     try:
-        await service.start(CONNECT_TIMEOUT_S)
+        await service.start(options.connect_timeout_s)
     except BaseException:
         await service.close()
         raise

@@ -38,6 +38,10 @@ class StartEngine(Struct, frozen=True, kw_only=True, tag="start"):
     parent_pid: int
     private_dir: str = ""
     """Directory made for the endpoint; removed by an engine whose parent is gone."""
+    registry: dict[str, Any] | None = None
+    """RegistryConfig as plain values: where to publish."""
+    instance: dict[str, Any] | None = None
+    """InstanceConfig as plain values: what to publish."""
 
 
 class StopEngine(Struct, frozen=True, kw_only=True, tag="stop"):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,6 @@ from xllm.engine.ports import Executor
 from xllm.engine.server.kv_feed import KvFeed
 from xllm.engine.server.progress import Progress
 from xllm.engine.server.sessions import RequestKey, Sessions, lost_output_error
-from xllm.engine.server.startup_profile import profile_startup
 from xllm.engine.server.step_loop import StepLoop
 from xllm.errors import InstanceLost, InvalidRequest, XllmError
 from xllm.rpc.failure import to_output_error
@@ -128,14 +127,14 @@ class EngineServer:
         self._beat()
         return self._info.address
 
-    async def profile_startup(self) -> None:
-        """Measure steps before anybody is served; see :mod:`xllm.engine.server.startup_profile`."""
-        steps = self._steps
-        await profile_startup(self._core, steps.add, steps.abort, lambda: steps.is_dead)
+    async def run(self, *, before_close: Callable[[], Awaitable[None]] | None = None) -> int:
+        """Serve until the engine is to end, then flush and close; returns the process's exit status.
 
-    async def run(self) -> int:
-        """Serve until the engine is to end, then flush and close; returns the process's exit status."""
+        ``before_close`` (bounded by itself) runs while the connections are still open: time for a farewell.
+        """
         status = await self._ended
+        if before_close is not None:
+            await before_close()
         for timer in (self._heartbeat, self._drain_timer):
             if timer is not None:
                 timer.cancel()

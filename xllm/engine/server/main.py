@@ -17,11 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+
+from msgspec import structs
 
 from xllm.base.event_loop import run_event_loop
 from xllm.base.log import setup_logging
 from xllm.base.waits import WaitTable, install_dump_signal
-from xllm.config.load import engine_config_from_plain
+from xllm.config.cluster import InstanceConfig, RegistryConfig
+from xllm.config.load import engine_config_from_plain, section_from_plain
 from xllm.config.serve import EngineConfig
 from xllm.engine.build import BuiltEngine, build_engine
 from xllm.engine.server.control import (
@@ -37,6 +41,7 @@ from xllm.engine.server.control import (
     watch_parent,
 )
 from xllm.engine.server.engine_server import EngineServer, ServerOptions
+from xllm.engine.server.membership import Membership, check_advertised
 from xllm.errors import ProtocolError, XllmError
 from xllm.rpc.failure import to_failure
 from xllm.types.instance import InstanceInfo
@@ -86,6 +91,8 @@ def run_engine(
     *,
     endpoint: str = "",
     token: str = "",
+    registry: RegistryConfig | None = None,
+    instance: InstanceConfig | None = None,
     process: Process | None = None,
     on_phase: ReportPhase = lambda phase, seconds: None,
     on_weights: Callable[[int, int], object] = lambda done, total: None,
@@ -97,13 +104,28 @@ def run_engine(
         ConfigError, ModelError, CapacityError: it cannot start.
     """
     private_dir = ""
+    registry, instance = registry or RegistryConfig(), instance or InstanceConfig()
     endpoint = endpoint or config.server.endpoint
+    check_advertised(registry, instance, endpoint)
     if endpoint == "auto":
         private_dir = tempfile.mkdtemp(prefix="xllm-")
         endpoint = f"unix:{private_dir}/engine.sock"
     try:
         built = build_engine(config, endpoint=endpoint, on_phase=on_phase, on_weights=on_weights)
-        return run_event_loop(_serve(config, built, endpoint, token, process or Process(), on_ready))
+        info = structs.replace(built.info, id=instance.id or built.info.id, role=instance.role)
+        waits = WaitTable()
+        membership = Membership(registry, instance, token=token, waits=waits)
+        serving = _serve(
+            config,
+            replace(built, info=info),
+            endpoint,
+            token,
+            process or Process(),
+            on_ready,
+            membership,
+            waits,
+        )
+        return run_event_loop(serving)
     finally:
         if private_dir:
             shutil.rmtree(private_dir, ignore_errors=True)
@@ -116,9 +138,10 @@ async def _serve(
     token: str,
     process: Process,
     on_ready: Callable[[InstanceInfo], object],
+    membership: Membership,
+    waits: WaitTable,
 ) -> int:
     loop = asyncio.get_running_loop()
-    waits = WaitTable()
     options = ServerOptions(grace_s=config.server.grace_s, heartbeat_s=config.server.heartbeat_s, token=token)
     server = EngineServer(
         built.core,
@@ -134,13 +157,13 @@ async def _serve(
     loop.add_signal_handler(signal.SIGTERM, process.stop, StopEngine(drain_s=DRAIN_S))
     loop.add_signal_handler(signal.SIGINT, process.stop, StopEngine(drain_s=0.0))
     process.attach(server)
-    if config.scheduler.profile_startup:
-        await server.profile_startup()
     on_ready(server.info())
     log.info("ready at %s", address)
+    membership.begin(server)
     try:
-        return await server.run()
+        return await server.run(before_close=membership.leave)
     finally:
+        await membership.leave()
         built.save_fit()
 
 
@@ -167,6 +190,8 @@ def run_child(control: socket.socket) -> int:
             config,
             endpoint=start.endpoint,
             token=start.token,
+            registry=None if start.registry is None else section_from_plain("registry", start.registry),
+            instance=None if start.instance is None else section_from_plain("instance", start.instance),
             process=process,
             on_phase=lambda phase, seconds: channel.send(PhaseDone(phase=phase, seconds=seconds)),
             on_weights=weights,

@@ -1,0 +1,130 @@
+"""``xllm serve --instances N``: engines that die are started again, one is drained by command, SIGTERM ends all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.fakes.command import Command
+from tests.fakes.http import ask
+from tests.fakes.served import until
+from xllm.config.cluster import RegistryConfig
+from xllm.launch.cluster_admin import gather_status
+
+FLAGS = ("--executor", "timed:instant", "--port", "0", "--num-threads", "1")
+
+
+class Cluster:
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.registry = command.until(r"the registry is at (\S+)")[1]
+        self.url = command.until(r"serving demo at (http://[\d.:]+)")[1]
+
+    def instances(self) -> dict[str, dict[str, Any]]:
+        found = asyncio.run(gather_status(RegistryConfig(url=self.registry), ""))
+        return {row["id"]: row for row in found["instances"]}
+
+    def states(self) -> dict[str, str]:
+        return {name: row["state"] for name, row in self.instances().items()}
+
+    def complete(self, max_tokens: int = 3) -> int:
+        body = {"model": "demo", "prompt": "x", "max_tokens": max_tokens, "ignore_eos": True}
+        return ask(f"{self.url}/v1/completions", body).status
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Command("serve", "--instances", "2", *FLAGS, "--registry", "tcp://127.0.0.1:0") as command:
+        yield Cluster(command)
+        assert command.end() == 0
+        assert "Traceback" not in command.text
+
+
+def test_a_killed_engine_is_started_again_as_another_incarnation(cluster: Cluster) -> None:
+    before = cluster.instances()
+    assert {name: row["state"] for name, row in before.items()} == {"engine-0": "ready", "engine-1": "ready"}
+    assert cluster.complete() == 200
+    os.kill(before["engine-1"]["pid"], signal.SIGKILL)
+    until(
+        lambda: cluster.instances().get("engine-1", before["engine-1"])["pid"] != before["engine-1"]["pid"],
+        60,
+    )
+    until(lambda: cluster.states() == {"engine-0": "ready", "engine-1": "ready"}, 60)
+    after = cluster.instances()
+    assert after["engine-1"]["incarnation"] != before["engine-1"]["incarnation"]
+    assert after["engine-0"]["incarnation"] == before["engine-0"]["incarnation"]
+    health = ask(f"{cluster.url}/health")
+    until(lambda: ask(f"{cluster.url}/health").json["instances"]["engine-1"]["state"] == "ready", 60)
+    assert health.status == 200
+    assert {cluster.complete() for _ in range(4)} == {200}
+    assert "is started again" in cluster.command.text
+
+
+def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Cluster) -> None:
+    statuses: list[int] = []
+
+    def work() -> None:
+        for _ in range(5):
+            statuses.append(cluster.complete(400))
+
+    clients = [threading.Thread(target=work) for _ in range(4)]
+    for client in clients:
+        client.start()
+    with Command("cluster", "drain", "engine-0", "--registry", cluster.registry, "--json") as drain:
+        assert drain.process.wait(60) == 0, drain.text
+    for client in clients:
+        client.join(60)
+    assert json.loads(drain.text) == {"instance": "engine-0", "num_ended": 0}
+    assert set(statuses) <= {200, 503} and statuses.count(200) >= 16, statuses
+    assert cluster.states() == {"engine-1": "ready"}
+    cluster.command.until(r"engine-0 has left; it is not started again")
+    assert {cluster.complete() for _ in range(4)} == {200}
+    with Command("cluster", "status", "--registry", cluster.registry) as status:
+        assert status.process.wait(60) == 0
+    assert "engine-1" in status.text and "SERVICE" in status.text and cluster.url in status.text
+    with Command("cluster", "drain", "engine-0", "--registry", cluster.registry) as again:
+        assert again.process.wait(60) == 1
+    assert "there are: engine-1" in again.text
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("serve", "--instances", "0"), "--instances is 0"),
+        (("serve", "--instances", "2", "--endpoint", "tcp://127.0.0.1:7001"), "cannot all listen"),
+        (("serve", "--registry", "http://x:1"), "etcd://HOST:PORT"),
+        (("service",), "--registry"),
+        (("service", "--engine", "unix:/x", "--registry", "tcp://127.0.0.1:1"), "either"),
+        (("service", "--registry", "etcd://127.0.0.1:1", "--host-registry"), "etcd is its own"),
+        (("engine", "--instance-id", "a"), "without a registry"),
+        (("engine", "--instance-id", "a/b", "--registry", "tcp://127.0.0.1:1"), "letters, digits"),
+        (
+            (
+                "engine",
+                "--registry",
+                "tcp://127.0.0.1:1",
+                "--endpoint",
+                "tcp://0.0.0.0:0",
+                "--rpc-token",
+                "t",
+            ),
+            "--advertise",
+        ),
+        (("cluster", "drain", "--registry", "tcp://127.0.0.1:1"), "name of one instance"),
+        (("cluster", "status"), "no registry is given"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(
+    args: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from xllm.cli.main import main
+
+    assert main([*args, *(("--executor", "timed:instant") if args[0] != "cluster" else ())]) == 2
+    assert said in capsys.readouterr().err

@@ -1,0 +1,179 @@
+"""What ``xllm cluster`` does: asks the registry, then every instance itself; drains one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from xllm.config.cluster import RegistryConfig
+from xllm.errors import DeadlineExceeded, InstanceLost, NotFound, RegistryError, XllmError
+from xllm.registry.open_store import open_store
+from xllm.registry.records import (
+    PublishedInstance,
+    decode_instance,
+    decode_service,
+    instances_prefix,
+    leader_key,
+    services_prefix,
+)
+from xllm.registry.store import Store
+from xllm.rpc.client import EngineClient
+
+ASK_S = 3.0
+POLL_S = 0.1
+
+Row = dict[str, Any]
+
+
+async def gather_status(registry: RegistryConfig, token: str) -> dict[str, list[Row]]:
+    """Rows of instances, services and leaders; an instance that does not answer is a row that says so.
+
+    Raises:
+        RegistryError: the registry cannot be asked.
+    """
+    store = open_store(registry)
+    try:
+        instances = (await store.get_prefix(instances_prefix(registry.namespace))).items
+        services = (await store.get_prefix(services_prefix(registry.namespace))).items
+        leaders = (await store.get_prefix(leader_key(registry.namespace, ""))).items
+    finally:
+        await store.close()
+    rows = await asyncio.gather(*(_instance_row(item.key, item.value, token) for item in instances))
+    return {
+        "instances": list(rows),
+        "services": [_service_row(item.key, item.value) for item in services],
+        "leaders": [
+            {"duty": item.key.rpartition("/")[2], "holder": item.value.decode(errors="replace")}
+            for item in leaders
+        ],
+    }
+
+
+async def drain_instance(
+    registry: RegistryConfig,
+    instance_id: str,
+    *,
+    token: str,
+    timeout_s: float,
+    on_progress: Callable[[int], None] = lambda num_unfinished: None,
+) -> int:
+    """Stop an instance's admissions, wait for what it runs, end it; returns how many requests had to be ended.
+
+    Raises:
+        NotFound: no such instance is published.
+        InstanceLost, DeadlineExceeded: it cannot be reached, or does not end.
+    """
+    store = open_store(registry)
+    try:
+        published = await _find(store, registry, instance_id)
+        client = await _connect(published, token)
+        try:
+            await client.drain(timeout_s)
+            deadline_s = time.monotonic() + timeout_s + ASK_S
+            num_unfinished = (await client.health()).num_unfinished
+            while num_unfinished and time.monotonic() < deadline_s:
+                on_progress(num_unfinished)
+                await asyncio.sleep(POLL_S)
+                num_unfinished = (await client.health()).num_unfinished
+            await client.shutdown()
+        finally:
+            await client.close()
+        await _await_farewell(store, registry, published)
+        return num_unfinished
+    finally:
+        await store.close()
+
+
+async def _await_farewell(store: Store, registry: RegistryConfig, published: PublishedInstance) -> None:
+    deadline_s = time.monotonic() + 2 * registry.lease_ttl_s + ASK_S
+    while time.monotonic() < deadline_s:
+        try:
+            found = await _find(store, registry, published.info.id)
+        except NotFound:
+            return
+        if found.info.incarnation != published.info.incarnation:
+            return
+        await asyncio.sleep(POLL_S)
+    raise DeadlineExceeded(f"instance {published.info.id} is still published after it was told to end")
+
+
+async def _find(store: Store, registry: RegistryConfig, instance_id: str) -> PublishedInstance:
+    prefix = instances_prefix(registry.namespace)
+    known = []
+    for item in (await store.get_prefix(prefix)).items:
+        if item.key == prefix + instance_id:
+            return decode_instance(item.key, item.value)
+        known.append(item.key.removeprefix(prefix))
+    raise NotFound(
+        f"no instance {instance_id!r} is published", hint="there are: " + (", ".join(known) or "none")
+    )
+
+
+async def _connect(published: PublishedInstance, token: str) -> EngineClient:
+    """Connect, and make sure that it is the incarnation that was published."""
+    client = await EngineClient.connect(
+        published.info.address, peer="", token=published.token or token, deadline_s=ASK_S
+    )
+    try:
+        info = await client.info()
+        if info.incarnation != published.info.incarnation:
+            raise InstanceLost(
+                f"{published.info.address} is answered by incarnation {info.incarnation},"
+                f" published is {published.info.incarnation}"
+            )
+    except XllmError:
+        await client.close()
+        raise
+    return client
+
+
+async def _instance_row(key: str, value: bytes, token: str) -> Row:
+    try:
+        published = decode_instance(key, value)
+    except RegistryError as exc:
+        return {"id": key.rpartition("/")[2], "state": "unreadable", "message": exc.message}
+    info = published.info
+    row: Row = {
+        "id": info.id,
+        "state": "lost",
+        "model": info.model,
+        "revision": info.revision,
+        "role": info.role,
+        "address": info.address,
+        "incarnation": info.incarnation,
+        "pid": info.pid,
+        "num_running": None,
+        "num_waiting": None,
+        "blocks_used": None,
+        "blocks_total": None,
+        "message": "",
+    }
+    try:
+        client = await _connect(published, token)
+        try:
+            reply = await client.load()
+        finally:
+            await client.close()
+    except XllmError as exc:
+        return row | {"message": exc.message}
+    load = reply.load
+    return row | {
+        "state": reply.health.state,
+        "num_running": load.num_running,
+        "num_waiting": load.num_waiting,
+        "blocks_used": load.blocks_used,
+        "blocks_total": load.blocks_total,
+        "message": reply.health.message,
+    }
+
+
+def _service_row(key: str, value: bytes) -> Row:
+    try:
+        row: Row = msgspec.to_builtins(decode_service(key, value))
+    except RegistryError as exc:
+        return {"id": key.rpartition("/")[2], "url": "", "message": exc.message}
+    return row

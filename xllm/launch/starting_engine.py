@@ -1,0 +1,53 @@
+"""StartingEngine: an engine that starts on a thread, so that others can get ready meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from xllm.launch.engine_process import EngineProcess
+
+
+class StartingEngine:
+    """``wait`` for it, or ``abandon`` it."""
+
+    def __init__(self, start: Callable[[], EngineProcess]) -> None:
+        self._start = start
+        self._process: EngineProcess | None = None
+        self._is_abandoned = False
+        self._error: BaseException | None = None
+        self._lock = threading.Lock()
+        # A daemon: when the main thread fails or is interrupted, the process ends, and its engine with it.
+        self._thread = threading.Thread(target=self._run, name="xllm-engine-start", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``wait`` returns at once."""
+        return not self._thread.is_alive()
+
+    def wait(self) -> EngineProcess:
+        """The ready engine, or whatever its start raised."""
+        self._thread.join()  # bounded by the start's own deadline
+        if self._error is not None:
+            raise self._error
+        assert self._process is not None
+        return self._process
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more: it is closed when it is ready."""
+        with self._lock:
+            self._is_abandoned = True
+        if self._process is not None:
+            self._process.close()
+
+    def _run(self) -> None:
+        try:
+            process = self._start()
+        except BaseException as exc:
+            self._error = exc
+            return
+        with self._lock:
+            self._process = process
+        if self._is_abandoned:
+            process.close()
