@@ -5,6 +5,7 @@ sessions.py       which connection owns which request; grouping of outputs; grac
 progress.py       liveness by progress, not by an open port
 kv_feed.py        KV events with sequence numbers for those who subscribed
 engine_server.py  EngineServer: implements EngineApi from the parts above; drain, death, end
+membership.py     the engine's place in a registry
 startup_profile.py  steps measured before the first request (--profile-startup)
 control.py        the channel to the parent process: what is said in each direction
 main.py           entry of the process: reads the configuration, builds, serves

@@ -25,6 +25,7 @@ from xllm.engine.ports import Executor
 from xllm.engine.server.kv_feed import KvFeed
 from xllm.engine.server.progress import Progress
 from xllm.engine.server.sessions import RequestKey, Sessions, lost_output_error
+from xllm.engine.server.startup_profile import profile_startup
 from xllm.engine.server.step_loop import StepLoop
 from xllm.errors import InstanceLost, InvalidRequest, XllmError
 from xllm.rpc.failure import to_output_error
@@ -126,6 +127,11 @@ class EngineServer:
         self._state = "ready"
         self._beat()
         return self._info.address
+
+    async def profile_startup(self) -> None:
+        """Measure steps before anybody is served; see :mod:`xllm.engine.server.startup_profile`."""
+        steps = self._steps
+        await profile_startup(self._core, steps.add, steps.abort, lambda: steps.is_dead)
 
     async def run(self, *, before_close: Callable[[], Awaitable[None]] | None = None) -> int:
         """Serve until the engine is to end, then flush and close; returns the process's exit status.

@@ -157,6 +157,8 @@ async def _serve(
     loop.add_signal_handler(signal.SIGTERM, process.stop, StopEngine(drain_s=DRAIN_S))
     loop.add_signal_handler(signal.SIGINT, process.stop, StopEngine(drain_s=0.0))
     process.attach(server)
+    if config.scheduler.profile_startup:
+        await server.profile_startup()
     on_ready(server.info())
     log.info("ready at %s", address)
     membership.begin(server)
