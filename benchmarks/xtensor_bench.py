@@ -135,7 +135,6 @@ def measure_life(*, caching: bool, num_requests: int, seed: int) -> dict[str, An
     body.wait()
     placement = core.cache.placement
     assert isinstance(placement, RangePlacement) and body.num_refused == body.num_repaired == 0
-    taken = placement.num_rebound + placement.num_shared + body.num_mapped
     return {
         "prefix_cache": caching,
         "requests": num_requests,
@@ -145,7 +144,7 @@ def measure_life(*, caching: bool, num_requests: int, seed: int) -> dict[str, An
         "map_calls_per_request": body.num_mapped / num_requests,
         "unmap_calls_per_request": body.num_unmapped / num_requests,
         "calls_ahead_share": body.num_ahead / max(1, body.num_mapped),
-        "pages_taken_over_share": placement.num_rebound / taken,
+        "pages_taken_over_per_request": placement.num_rebound / num_requests,
         "pages_shared_per_request": placement.num_shared / num_requests,
         "place_us_median": statistics.median(place_us),
         "place_us_p99": sorted(place_us)[int(len(place_us) * 0.99)],
