@@ -1,4 +1,4 @@
-"""Arithmetic on small numbers. One pair of addends in ten is held out of training."""
+"""Arithmetic on small numbers. One pair of two-digit addends in ten is left out of the plain sums."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ THINGS = "apples books coins stars eggs cards pens balls stones flowers cookies 
 
 
 def is_held_pair(a: int, b: int) -> bool:
-    """True for one ordered pair of addends in ten; such sums are never trained."""
+    """True for one ordered pair of two-digit addends in ten; plain training sums leave it out."""
     return (a * 131 + b * 57 + a * b * 7) % 10 == 3 and a >= 10 and b >= 10
 
 
