@@ -70,6 +70,7 @@ class _Resolver:
         config = self.config
         device = self.device()
         dtype = self.dtype(device)
+        num_threads = self.num_threads(device, dtype)
         max_num_seqs = self.max_num_seqs(device)
         layout = self.layout(device, dtype, max_num_seqs)
         longest = self.longest(layout)
@@ -84,7 +85,7 @@ class _Resolver:
             spec=self.spec,
             device=device,
             dtype=dtype,
-            num_threads=self.num_threads(device, dtype),
+            num_threads=num_threads,
             graphs=self.graphs(device),
             max_graph_tokens=config.runner.max_graph_tokens,
             batch_invariant=config.runner.batch_invariant,
@@ -105,7 +106,7 @@ class _Resolver:
             admission_reserve=config.scheduler.admission_reserve,
             zero_evict_horizon_tokens=config.scheduler.zero_evict_horizon_tokens,
             watermark=config.scheduler.watermark,
-            pipeline_depth=2 if self.async_scheduling(device) else 1,
+            pipeline_depth=2 if self.async_scheduling(device, num_threads) else 1,
             executor=config.server.executor,
             memory=memory,
             decisions=tuple(self.decisions),
@@ -200,7 +201,7 @@ class _Resolver:
         self.decide(key, usual, f"usual on {device}")
         return usual
 
-    def async_scheduling(self, device: str) -> bool:
+    def async_scheduling(self, device: str, num_threads: int) -> bool:
         said = self.config.scheduler.async_scheduling
         if said is not None:
             return said
@@ -209,7 +210,11 @@ class _Resolver:
             return bool(self.decide(key, True, "a timed step leaves the CPU free to plan the next one"))
         if device == "cuda":
             return bool(self.decide(key, True, "the CPU plans the next step while the GPU runs one"))
-        return bool(self.decide(key, False, "on a CPU the forward and the planning share the cores"))
+        if num_threads < self.machine.num_cores:
+            return bool(self.decide(key, True, "the forward leaves a core free to plan the next step"))
+        return bool(
+            self.decide(key, False, "the forward uses every core: planning beside it takes what it gives")
+        )
 
     def layout(self, device: str, dtype: str, max_num_seqs: int) -> KVLayout:
         """What a block holds; for layout xtensor a block is a page, and the page size is decided here."""

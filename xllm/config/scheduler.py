@@ -65,8 +65,8 @@ class SchedulerConfig:
     watermark: float = 0.01
     """watermark: share of the KV blocks kept free when a sequence enters, so that running ones can grow."""
     async_scheduling: bool | None = opt(None, "--async-scheduling")
-    """Plan step N+1 while step N runs, with placeholders for the tokens N samples; auto: on a GPU and for timed
-    executors, not on a CPU, where the forward uses the cores itself."""
+    """Plan step N+1 while step N runs, with placeholders for the tokens N samples; auto: on a GPU, for timed
+    executors, and on a CPU whose forward leaves a core free."""
 
     def __post_init__(self) -> None:
         at_least_one = (

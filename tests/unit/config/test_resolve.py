@@ -79,7 +79,8 @@ def test_small_matrices_are_not_shared_between_threads(small: ModelSpec, qwen: M
 
 
 def test_steps_in_flight(small: ModelSpec) -> None:
-    assert decide(small, machine()).pipeline_depth == 1
+    assert decide(small, machine()).pipeline_depth == 2  # one thread of four cores
+    assert decide(small, machine(), num_threads=4).pipeline_depth == 1
     assert decide(small, machine(gpu=H200)).pipeline_depth == 2
     assert decide(small, machine(), executor="timed:instant").pipeline_depth == 2
     assert decide(small, machine(), async_scheduling=True).pipeline_depth == 2
