@@ -3,9 +3,9 @@
     python benchmarks/thread_count.py [--rounds 5] [--busy 0 2] [--json benchmarks/results/thread_count.json]
 
 Per figure: the median over rounds of the median forward of a decode step, and the least forward seen (bfloat16, dummy
-weights; the least is what a quiet machine would show). A child process per round and setting, by turns: OpenMP reads its
-environment once. ``--busy N`` adds N processes that only burn time: what a machine looks like that does other things,
-too. The rule this decided is in xllm/config/resolve.py.
+weights; the least is what a quiet machine would show). A child process per round and setting, by turns: OpenMP reads
+its environment once. ``--busy N`` adds N processes that only burn time: what a machine looks like that does other
+things, too. The rules this decided are in xllm/config/resolve.py and xllm/base/openmp.py.
 """
 
 from __future__ import annotations
