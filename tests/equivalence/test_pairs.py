@@ -19,8 +19,12 @@ from tests.equivalence.engines import build_engine, page_map, range_placement, r
 from tests.equivalence.families import VOCAB
 from tests.fakes.sync_engine import Completion, SyncEngine
 from xllm.engine.cache.kv_cache import KVCache, PrefixHit
+from xllm.engine.kernels.linear.native import PackedWeight
+from xllm.engine.layers.linear import Linear
+from xllm.engine.platform.native import native_library
 from xllm.engine.runner.buckets import LaunchMode
 from xllm.engine.runner.graph_book import EagerBook
+from xllm.engine.runner.native_book import NativeBook
 from xllm.engine.scheduler.admission.policy import AdmissionPolicy
 from xllm.engine.scheduler.admission.table import ADMISSION_POLICIES, AdmissionSettings, build_admission
 from xllm.engine.scheduler.sequence import Sequence as Seq
@@ -38,6 +42,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "chunk": ("whole", "12", "5"),
     "preemption": ("none", "forced"),
     "graphs": ("off", "decode", "all"),
+    "kernels": ("reference", "native") if native_library() is not None else ("reference",),
     "admission": tuple(sorted(ADMISSION_POLICIES)),
     "choices": ("1", "3"),
     "penalties": ("off", "on"),
@@ -81,6 +86,13 @@ def _pairs(cell: Cell, names: Sequence[str]) -> set[tuple[tuple[str, str], tuple
 
 EVERYTHING = {name: values[-1] for name, values in FACTORS.items()}
 CELLS = covering_array(FACTORS) + [EVERYTHING | {"admission": name} for name in FACTORS["admission"]]
+if native_library() is not None:
+    # Layers as single calls need native kernels and are a way to launch of their own: every pair of the other factors.
+    OTHERS = {
+        name: values for name, values in FACTORS.items() if name not in ("graphs", "kernels", "admission")
+    }
+    WHOLE_LAYERS = {"graphs": "layers", "kernels": "native", "admission": "watermark"}
+    CELLS += [cell | WHOLE_LAYERS for cell in covering_array(OTHERS)]
 
 
 class CountingAdmission:
@@ -153,6 +165,7 @@ def build(model: SmallModel, cell: Cell, *, num_blocks: int) -> tuple[SyncEngine
         enable_prefix_caching=cell["prefix_cache"] == "on",
         kv_layout=cell["kv_layout"],
         graphs=cell["graphs"],
+        kernels=cell["kernels"],
     )
     if cell["preemption"] == "forced":
         engine.before_step = lambda step: _preempt(engine, step)
@@ -239,7 +252,13 @@ def check_evidence(cell: Cell, engine: SyncEngine, admission: CountingAdmission,
 
 def _check_launches(cell: Cell, engine: SyncEngine) -> None:
     """Decodes, and with "all" prompts too, must have run as graphs of a few sizes."""
-    book = engine.executor._runner.graph_book  # type: ignore[attr-defined]
+    runner = engine.executor._runner  # type: ignore[attr-defined]
+    book = runner.graph_book
+    is_packed = {isinstance(m.packed, PackedWeight) for m in runner._model.modules() if isinstance(m, Linear)}
+    assert is_packed == {cell["kernels"] == "native"}
+    if cell["graphs"] == "layers":
+        assert isinstance(book, NativeBook) and book.num_launches == len(engine.results)
+        return
     if cell["graphs"] == "off":
         assert isinstance(book, EagerBook)
         return

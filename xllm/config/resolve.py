@@ -88,6 +88,7 @@ class _Resolver:
             num_threads=num_threads,
             graphs=self.graphs(device),
             max_graph_tokens=config.runner.max_graph_tokens,
+            kernels=config.runner.kernels,
             batch_invariant=config.runner.batch_invariant,
             max_model_len=max_model_len,
             kv_layout=layout,
@@ -256,13 +257,17 @@ class _Resolver:
             max_mappings=max_mappings(self.machine.max_map_count),
         )
 
-    def graphs(self, device: str) -> Literal["off", "decode", "all"]:
+    def graphs(self, device: str) -> Literal["off", "layers", "decode", "all"]:
         said = self.config.runner.graphs
         if said != "auto":
             return said
         if not self.config.runner.enforce_eager:
-            reason = "not built on a GPU yet" if device == "cuda" else "a CPU has no launches to save"
-            self.decide("runner.graphs", "off", reason)
+            if device == "cuda" or self.is_timed:
+                reason = "no forward is run" if self.is_timed else "not built on a GPU yet"
+                self.decide("runner.graphs", "off", reason)
+                return "off"
+            self.decide("runner.graphs", "layers", "one call per layer on a CPU")
+            return "layers"
         return "off"
 
     def longest(self, layout: KVLayout) -> int:

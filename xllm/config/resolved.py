@@ -45,10 +45,12 @@ class ResolvedEngineConfig:
     """Number format of weights, activations and KV."""
     num_threads: int
     """Threads of a step on a CPU."""
-    graphs: Literal["off", "decode", "all"]
+    graphs: Literal["off", "layers", "decode", "all"]
     """Which steps run as graphs."""
     max_graph_tokens: int
     """Tokens of the largest graph."""
+    kernels: str
+    """Which implementation computes what: auto, a name, or op=name,..."""
     batch_invariant: bool
     """Logits independent of batch and chunking."""
     max_model_len: int

@@ -8,7 +8,7 @@ from typing import Literal
 from xllm.config.schema import opt, require
 
 Device = Literal["auto", "cpu", "cuda"]
-Graphs = Literal["auto", "off", "decode", "all"]
+Graphs = Literal["auto", "off", "layers", "decode", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,11 +22,15 @@ class RunnerConfig:
     enforce_eager: bool = opt(False, "--enforce-eager", "--disable-cuda-graph")
     """Run every step operation by operation, never as a graph: the off switch of ``graphs``."""
     graphs: Graphs = "auto"
-    """Which steps run as graphs over persistent, padded inputs: ``off``; ``decode``: steps in which every row has one
-    token; ``all``: steps with prompts too, piece by piece; auto: off. On a CPU a graph is the padded forward itself,
-    which saves nothing; on a GPU graphs are not built yet."""
+    """How a step is launched. ``off``: operation by operation. ``layers``: each layer as one call of the CPU
+    kernels, for dense models; the default on a CPU. ``decode`` and ``all``: as graphs over persistent, padded
+    inputs, steps in which every row has one token or steps with prompts too; on a CPU such a graph is the padded
+    forward itself, which saves nothing, and on a GPU graphs are not built yet."""
     max_graph_tokens: int = 512
     """Steps with more tokens are not run as graphs."""
+    kernels: str = "auto"
+    """Which implementation computes what: ``auto`` takes the best that runs here; ``reference`` torch's own operations
+    everywhere; ``op=name,...`` chooses by operation (``linear=reference,paged_attention=native``)."""
     batch_invariant: bool = False
     """Make logits independent of batch, chunking and phase. Only false is built; float32 comes close
     without it."""

@@ -4,6 +4,7 @@ metadata.py    AttentionMetadata and its groups: a step's rows, planned once for
 planner.py     plans the metadata from query lengths, sequence lengths and block tables
 backend.py     the protocols of planners and backends
 reference.py   the torch backend: write new keys and values, then attend group by group
+cpu_native.py  planner and backend of the CPU kernels, for both layouts
 contiguous.py  planner and backend for the contiguous layout: base and stride, row by row
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 from xllm.engine.attention.backend import AttentionBackend, StepPlanner
 from xllm.engine.attention.contiguous import ContiguousAttention, ContiguousPlanner
+from xllm.engine.attention.cpu_native import NativeAttention, NativePlanner
 from xllm.engine.attention.metadata import AttentionMetadata, RowGroup
 from xllm.engine.attention.planner import AttentionPlanner
 from xllm.engine.attention.reference import ReferenceAttention
@@ -21,6 +23,8 @@ __all__ = [
     "AttentionPlanner",
     "ContiguousAttention",
     "ContiguousPlanner",
+    "NativeAttention",
+    "NativePlanner",
     "ReferenceAttention",
     "RowGroup",
     "StepPlanner",

@@ -1,6 +1,7 @@
-"""Kernels: one folder per operation, each with ``reference.py`` (torch, any device) and, later, faster rows.
+"""Kernels: one folder per operation, each with ``reference.py`` (torch, any device), some with ``native.py``
+(the CPU library of ``csrc/``).
 
-    linear/            x @ W^T + b
+    linear/            x @ W^T + b, and how its weight is packed once
     rms_norm/          root-mean-square norm, computed in float32
     rotary/            rotary embedding of queries and keys, in place
     silu_mul/          silu(gate) * up of a fused projection
@@ -17,6 +18,22 @@ the suite that walks the table. Kernels take plain tensors and know neither mode
 
 from __future__ import annotations
 
-from xllm.engine.kernels.table import KERNEL_TABLE, Kernels, select_kernels
+from xllm.engine.kernels.table import (
+    KERNEL_TABLE,
+    Kernel,
+    Kernels,
+    choose_kernels,
+    load_kernels,
+    parse_kernels,
+    select_kernels,
+)
 
-__all__ = ["KERNEL_TABLE", "Kernels", "select_kernels"]
+__all__ = [
+    "KERNEL_TABLE",
+    "Kernel",
+    "Kernels",
+    "choose_kernels",
+    "load_kernels",
+    "parse_kernels",
+    "select_kernels",
+]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from xllm.base.registry import Registry
+from xllm.engine.platform.native import native_library
 from xllm.errors import ConfigError
 
 Kernel = Callable[..., Any]
@@ -15,6 +16,14 @@ KERNEL_TABLE: Registry[Any] = Registry(
     "kernel",
     {
         "linear.reference": "xllm.engine.kernels.linear.reference:linear",
+        "linear.native": "xllm.engine.kernels.linear.native:linear",
+        "pack_weight.reference": "xllm.engine.kernels.linear.reference:pack_weight",
+        "pack_weight.native": "xllm.engine.kernels.linear.native:pack_weight",
+        "sample.reference": "xllm.engine.kernels.sampling.reference:sample_gumbel",
+        "sample.native": "xllm.engine.kernels.sampling.native:sample_gumbel",
+        "rms_norm.native": "xllm.engine.kernels.rms_norm.native:rms_norm",
+        "silu_mul.native": "xllm.engine.kernels.silu_mul.native:silu_mul",
+        "paged_attention.native": "xllm.engine.kernels.paged_attention.native:paged_attention",
         "rms_norm.reference": "xllm.engine.kernels.rms_norm.reference:rms_norm",
         "rotary.reference": "xllm.engine.kernels.rotary.reference:rotary",
         "silu_mul.reference": "xllm.engine.kernels.silu_mul.reference:silu_mul",
@@ -25,8 +34,10 @@ KERNEL_TABLE: Registry[Any] = Registry(
     },
 )
 
-PREFERENCE: Mapping[str, tuple[str, ...]] = {"cpu": ("reference",), "cuda": ("reference",)}
-"""Per platform kind, implementations from best to last; the first that has a row wins."""
+PREFERENCE: Mapping[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("reference",)}
+"""Per platform kind, implementations from best to last; the first that has a row and can run wins."""
+FOLLOWS: Mapping[str, str] = {"pack_weight": "linear"}
+"""Operations that go with another one's choice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,30 +45,77 @@ class Kernels:
     """One implementation per operation; models are built with it and call nothing else."""
 
     linear: Kernel
+    pack_weight: Kernel
+    """Once per weight after loading; what it gives is what ``linear`` takes as its weight."""
     rms_norm: Kernel
     rotary: Kernel
     silu_mul: Kernel
     moe: Kernel
     kv_write: Kernel
     paged_attention: Kernel
+    """Rows differ in what they are called with; each has its attention backend."""
     contiguous_attention: Kernel
+    sample: Kernel
+
+
+def choose_kernels(kind: str = "cpu", overrides: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Operation -> name of its implementation on a platform kind; ``overrides`` of the same form win.
+
+    Raises:
+        ConfigError: an override names an unknown operation or implementation, or one that cannot run here.
+    """
+    wanted = dict(overrides or {})
+    operations = [f.name for f in fields(Kernels)]
+    own = [op for op in operations if op not in FOLLOWS]
+    unknown = sorted(set(wanted) - set(own))
+    if unknown:
+        raise ConfigError(f"unknown kernel operation {unknown[0]!r}", hint=f"known: {', '.join(own)}")
+    return {op: _pick(op, kind, wanted.get(FOLLOWS.get(op, op))) for op in operations}
 
 
 def select_kernels(kind: str = "cpu", overrides: Mapping[str, str] | None = None) -> Kernels:
-    """Choose for a platform kind; ``overrides`` maps operations to implementations (moe -> reference).
+    """The implementations of :func:`choose_kernels`, imported."""
+    return load_kernels(choose_kernels(kind, overrides))
+
+
+def load_kernels(chosen: Mapping[str, str]) -> Kernels:
+    """Import what was chosen."""
+    return Kernels(**{op: KERNEL_TABLE.load(f"{op}.{name}") for op, name in chosen.items()})
+
+
+def parse_kernels(text: str) -> dict[str, str]:
+    """Overrides from their written form: ``auto``, one implementation's name for all that have it, or a list
+    ``linear=reference,silu_mul=native``.
 
     Raises:
-        ConfigError: an override names an unknown operation or implementation.
+        ConfigError: it is none of these.
     """
-    chosen = dict(overrides or {})
-    operations = [f.name for f in fields(Kernels)]
-    unknown = sorted(set(chosen) - set(operations))
-    if unknown:
-        raise ConfigError(f"unknown kernel operation {unknown[0]!r}", hint=f"known: {', '.join(operations)}")
-    return Kernels(**{op: KERNEL_TABLE.load(f"{op}.{_pick(op, kind, chosen.get(op))}") for op in operations})
+    if text == "auto":
+        return {}
+    if "=" not in text:
+        rows = [name.partition(".") for name in KERNEL_TABLE.names()]
+        found = {op: name for op, _, name in rows if name == text and op not in FOLLOWS}
+        if not found:
+            raise ConfigError(
+                f"runner.kernels is {text!r}", hint="use auto, reference, native or op=name,..."
+            )
+        return found
+    pairs = [item.partition("=") for item in text.split(",")]
+    return {op.strip(): name.strip() for op, _, name in pairs}
 
 
 def _pick(operation: str, kind: str, wanted: str | None) -> str:
-    if wanted is not None:
-        return wanted
-    return next(name for name in PREFERENCE[kind] if f"{operation}.{name}" in KERNEL_TABLE)
+    if wanted is None:
+        names = (name for name in PREFERENCE[kind] if f"{operation}.{name}" in KERNEL_TABLE)
+        return next(name for name in names if _can_run(name))
+    KERNEL_TABLE.target(f"{operation}.{wanted}")
+    if not _can_run(wanted):
+        raise ConfigError(
+            f"kernel {operation}.{wanted} needs the CPU kernels, which cannot be built here",
+            hint="install g++, or leave runner.kernels at auto",
+        )
+    return wanted
+
+
+def _can_run(name: str) -> bool:
+    return name != "native" or native_library() is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from xllm.engine.attention import AttentionBackend, ContiguousAttention, ReferenceAttention
-from xllm.engine.kernels import Kernels, select_kernels
+from xllm.engine.attention import AttentionBackend, ContiguousAttention, NativeAttention, ReferenceAttention
+from xllm.engine.kernels import KERNEL_TABLE, Kernels, choose_kernels, load_kernels
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class BuildContext:
     attention: AttentionBackend
     dtype: torch.dtype
     device: torch.device
+    are_native: bool = False
+    """Whether every operation that the CPU library has is computed by it."""
 
     def empty_parameter(self, shape: Sequence[int]) -> nn.Parameter:
         """An uninitialised weight; the loader fills every element."""
@@ -28,14 +30,33 @@ class BuildContext:
 
 
 def build_context(
-    dtype: torch.dtype, device: torch.device, *, contiguous_rows_per_token: int | None = None
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    contiguous_rows_per_token: int | None = None,
+    block_size: int | None = None,
+    kernels: Mapping[str, str] | None = None,
 ) -> BuildContext:
     """The best kernels of the device, and the backend of the memory layout.
 
-    ``contiguous_rows_per_token``: rows of ``head_dim`` numbers per token of the contiguous layout; None: block tables.
+    Args:
+        contiguous_rows_per_token: rows of ``head_dim`` numbers per token of the contiguous layout; None: block tables.
+        block_size: tokens per page of the contiguous layout.
+        kernels: operation -> implementation, over the best.
+
+    Raises:
+        ConfigError: an implementation does not exist or cannot run here.
     """
-    kernels = select_kernels(device.type)
-    attention: AttentionBackend = ReferenceAttention(kernels)
-    if contiguous_rows_per_token is not None:
-        attention = ContiguousAttention(kernels, rows_per_token=contiguous_rows_per_token)
-    return BuildContext(kernels, attention, dtype, device)
+    chosen = choose_kernels(device.type, kernels)
+    if dtype not in (torch.float32, torch.bfloat16):
+        chosen["paged_attention"] = "reference"
+    loaded = load_kernels(chosen)
+    attention: AttentionBackend
+    if chosen["paged_attention"] == "native":
+        attention = NativeAttention(loaded, block_size=block_size, rows_per_token=contiguous_rows_per_token)
+    elif contiguous_rows_per_token is not None:
+        attention = ContiguousAttention(loaded, rows_per_token=contiguous_rows_per_token)
+    else:
+        attention = ReferenceAttention(loaded)
+    are_native = all(name == "native" for op, name in chosen.items() if f"{op}.native" in KERNEL_TABLE)
+    return BuildContext(loaded, attention, dtype, device, are_native)

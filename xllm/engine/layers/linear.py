@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from xllm.engine.kernels.linear.native import PackedWeight
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source, fused_sources
+
+
+def packed_parameter(packed: Any, weight: nn.Parameter) -> nn.Parameter:
+    """What a module keeps as its parameter, so that memory is counted once: the packed bytes."""
+    return nn.Parameter(packed.data, requires_grad=False) if isinstance(packed, PackedWeight) else weight
 
 
 class Linear(nn.Module):
@@ -24,13 +31,21 @@ class Linear(nn.Module):
     ) -> None:
         super().__init__()
         self._linear = build.kernels.linear
+        self._pack_weight = build.kernels.pack_weight
         self.num_outs = tuple(num_outs)
         self.weight = build.empty_parameter((sum(num_outs), num_in))
         self.bias = build.empty_parameter((sum(num_outs),)) if bias else None
+        self.packed: Any = None
+        """The weight as the kernel wants it; None before :meth:`pack`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply."""
-        return self._linear(x, self.weight, self.bias)
+        return self._linear(x, self.weight if self.packed is None else self.packed, self.bias)
+
+    def pack(self) -> None:
+        """Bring the loaded weight into the kernel's order; the loaded copy is dropped."""
+        self.packed = self._pack_weight(self.weight.data)
+        self.weight = packed_parameter(self.packed, self.weight)
 
     def sources(self, names: Sequence[str]) -> list[Source]:
         """``names`` of the projections in the checkpoint, without ``.weight`` and ``.bias``."""

@@ -16,6 +16,7 @@ from xllm.config.model_spec import ModelSpec
 from xllm.engine.layers.attention import SelfAttention
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.embedding import Embedding
+from xllm.engine.layers.linear import Linear
 from xllm.engine.layers.norm import RMSNorm
 from xllm.engine.layers.rotary import Rotary
 from xllm.engine.layers.sources import Source
@@ -84,7 +85,6 @@ class CausalLM(nn.Module):
         assert 0 <= first < last <= spec.num_layers, f"layer range {layer_range} of {spec.num_layers}"
         self.spec = spec
         self._first, self._last = first, last
-        self._linear = build.kernels.linear
         has_head = last == spec.num_layers
         needs_table = first == 0 or (has_head and spec.tie_word_embeddings)
         self.embedding = Embedding(build, spec.vocab_size, spec.hidden_size) if needs_table else None
@@ -125,8 +125,15 @@ class CausalLM(nn.Module):
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[S, D]`` rows of the output of the last rank's forward -> float32 ``[S, V]``."""
         assert self.head is not None, "only the last rank has the head"
-        logits: torch.Tensor = self._linear(hidden, self.head.weight, None)
-        return logits.float()
+        return self.head.project(hidden)
+
+    def pack(self) -> None:
+        """Bring the loaded matrices into their kernels' order, one after another; the loaded copies are dropped."""
+        for module in self.modules():
+            if isinstance(module, Linear):
+                module.pack()
+        if self.head is not None:
+            self.head.pack()
 
     def sources(self) -> list[Source]:
         """What the checkpoint must hold for this rank."""

@@ -30,7 +30,7 @@ def load_model(
     """Build the spec's model and fill it from the directory's shards, cast to the run dtype.
 
     Everything is checked before the first byte is copied: each parameter is filled exactly once, each
-    tensor has the shape its place has, and no tensor is left over.
+    tensor has the shape its place has, and no tensor is left over. At the end matrices are packed for their kernels.
 
     Raises:
         ModelError: a file or tensor is missing, unexpected, truncated or of the wrong shape; names file and
@@ -51,6 +51,7 @@ def load_model(
             done += checkpoint.entry(source.name).num_bytes
             if progress:
                 progress(done, total)
+        model.pack()
     return model.eval()
 
 

@@ -3,6 +3,8 @@
 platform.py   the Platform protocol, ``select_platform``
 cpu.py        the host
 cuda.py       one NVIDIA GPU
+native.py     the CPU kernels' shared library, loaded
+native_build.py  builds it, once per source, compiler and CPU
 """
 
 from __future__ import annotations

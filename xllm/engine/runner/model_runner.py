@@ -20,6 +20,8 @@ from collections.abc import Callable
 import torch
 
 from xllm.engine.attention import StepPlanner
+from xllm.engine.kernels import Kernel
+from xllm.engine.kernels.sampling import sample_gumbel
 from xllm.engine.memory import KVMemory
 from xllm.engine.models import CausalLM, StepInterrupted
 from xllm.engine.platform import Platform
@@ -53,6 +55,7 @@ class ModelRunner:
         max_model_len: int,
         num_threads: int,
         graph_book: GraphBook | None = None,
+        sample: Kernel = sample_gumbel,
     ) -> None:
         self._model = model
         self._kv = kv
@@ -66,7 +69,7 @@ class ModelRunner:
             block_size=kv.block_size,
             num_groups=len(kv.layout.groups),
         )
-        self._sampler = Sampler(self._rows)
+        self._sampler = Sampler(self._rows, sample)
 
     def prepare_thread(self) -> None:
         """Set what torch keeps per thread; called on the thread that will call ``run``."""

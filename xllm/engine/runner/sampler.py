@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from xllm.engine.kernels import Kernel
 from xllm.engine.kernels.sampling import sample_gumbel
 from xllm.engine.runner.logprobs import score_tokens
 from xllm.engine.runner.masks import apply_mask
@@ -66,8 +67,9 @@ class Samples:
 class Sampler:
     """Samples from logits by the parameters of persistent rows; see the module."""
 
-    def __init__(self, rows: PersistentRows) -> None:
+    def __init__(self, rows: PersistentRows, sample: Kernel = sample_gumbel) -> None:
         self._rows = rows
+        self._sample = sample
         self._penalties = Penalties(rows)
 
     def sample(self, logits: torch.Tensor, plan: StepPlan, mask: StepMask | None) -> Samples:
@@ -126,7 +128,7 @@ class Sampler:
         """Tokens ``[K]`` of the K samples that are not greedy."""
         columns = self._rows.sampling
         device = logits.device
-        drawn: torch.Tensor = sample_gumbel(
+        drawn: torch.Tensor = self._sample(
             logits if len(samples) == len(logits) else logits[to_device(samples, device)],
             temperature=to_device(columns.temperature[row_ids], device),
             top_k=to_device(columns.top_k[row_ids], device),

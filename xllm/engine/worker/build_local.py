@@ -9,13 +9,21 @@ from collections.abc import Callable
 import torch
 
 from xllm.config.resolved import ResolvedEngineConfig
-from xllm.engine.attention import AttentionPlanner, ContiguousPlanner, StepPlanner
+from xllm.engine.attention import (
+    AttentionPlanner,
+    ContiguousPlanner,
+    NativeAttention,
+    NativePlanner,
+    StepPlanner,
+)
 from xllm.engine.executor.facts import ExecutorFacts
 from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.executor.watchdog import Watchdog
+from xllm.engine.kernels import parse_kernels
 from xllm.engine.layers.build_context import BuildContext, build_context
 from xllm.engine.memory import KVMemory, KVPool, XTensor
 from xllm.engine.models import CausalLM, build_model, load_model
+from xllm.engine.models.native_layers import can_run_natively
 from xllm.engine.platform import Platform, select_platform
 from xllm.engine.platform.platform import torch_dtype
 from xllm.engine.runner.buckets import Buckets, GraphChoice
@@ -23,6 +31,7 @@ from xllm.engine.runner.captured_book import CapturedBook
 from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
 from xllm.engine.runner.graph_book import EagerBook, GraphBook
 from xllm.engine.runner.model_runner import ModelRunner
+from xllm.engine.runner.native_book import NativeBook
 from xllm.engine.worker.faults import TorchFaults
 
 _LOG = logging.getLogger(__name__)
@@ -49,14 +58,18 @@ def build_local_executor(
     if platform.kind == "cpu":
         torch.set_num_threads(resolved.num_threads)
     build = build_context(
-        torch_dtype(resolved.dtype), platform.device, contiguous_rows_per_token=_contiguous_rows(resolved)
+        torch_dtype(resolved.dtype),
+        platform.device,
+        contiguous_rows_per_token=_contiguous_rows(resolved),
+        block_size=resolved.kv_layout.block_size,
+        kernels=parse_kernels(resolved.kernels),
     )
     begin_s = time.perf_counter()
     model = _load(resolved, build, progress)
     load_s = time.perf_counter() - begin_s
     layout, num_blocks = resolved.kv_layout, _num_blocks_that_fit(resolved, platform)
     kv = _build_kv(resolved, num_blocks, platform)
-    runner = _build_runner(resolved, model, kv, platform)
+    runner = _build_runner(resolved, model, kv, platform, build)
     facts = ExecutorFacts(
         layout=layout,
         num_blocks=num_blocks,
@@ -82,8 +95,12 @@ def _build_kv(resolved: ResolvedEngineConfig, num_blocks: int, platform: Platfor
     return XTensor(resolved.kv_layout, num_blocks, resolved.pages)
 
 
-def _build_planner(resolved: ResolvedEngineConfig, kv: KVMemory, platform: Platform) -> StepPlanner:
+def _build_planner(
+    resolved: ResolvedEngineConfig, kv: KVMemory, platform: Platform, build: BuildContext
+) -> StepPlanner:
     spec, rows = resolved.spec, _contiguous_rows(resolved)
+    if isinstance(build.attention, NativeAttention):
+        return NativePlanner(block_size=kv.block_size, num_kv_heads=spec.num_kv_heads, rows_per_token=rows)
     if rows is not None:
         return ContiguousPlanner(
             block_size=kv.block_size,
@@ -120,14 +137,15 @@ def _load(
     if resolved.load_format == "dummy":
         model = build_model(resolved.spec, build)
         fill_with_dummy_weights(model, resolved.seed)
+        model.pack()
         return model.eval()
     return load_model(resolved.spec, resolved.spec.path, build, progress=progress)
 
 
 def _build_runner(
-    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVMemory, platform: Platform
+    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVMemory, platform: Platform, build: BuildContext
 ) -> ModelRunner:
-    planner = _build_planner(resolved, kv, platform)
+    planner = _build_planner(resolved, kv, platform, build)
     return ModelRunner(
         model,
         kv,
@@ -136,13 +154,24 @@ def _build_runner(
         max_num_seqs=resolved.max_num_seqs,
         max_model_len=resolved.max_model_len,
         num_threads=resolved.num_threads,
-        graph_book=_build_graph_book(resolved, model, kv, planner, platform),
+        graph_book=_build_graph_book(resolved, model, kv, planner, platform, build),
+        sample=build.kernels.sample,
     )
 
 
 def _build_graph_book(
-    resolved: ResolvedEngineConfig, model: CausalLM, kv: KVMemory, planner: StepPlanner, platform: Platform
+    resolved: ResolvedEngineConfig,
+    model: CausalLM,
+    kv: KVMemory,
+    planner: StepPlanner,
+    platform: Platform,
+    build: BuildContext,
 ) -> GraphBook:
+    if resolved.graphs == "layers":
+        if build.are_native and isinstance(build.attention, NativeAttention) and can_run_natively(model):
+            return NativeBook(model, kv, planner, platform.device, build.attention)
+        _LOG.info("layers run operation by operation: they are not dense, or the CPU kernels are off")
+        return EagerBook(model, kv, planner, platform.device)
     if resolved.graphs == "off":
         return EagerBook(model, kv, planner, platform.device)
     limit = resolved.max_graph_tokens

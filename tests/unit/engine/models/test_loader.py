@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from xllm.config.model_spec import read_model_spec
+from xllm.engine.kernels import parse_kernels
 from xllm.engine.layers.build_context import build_context
 from xllm.engine.models import CausalLM, build_model, load_model
 from xllm.engine.models.safetensors import SafetensorsFile
@@ -69,7 +70,12 @@ def write(directory: Path, weights: dict[str, torch.Tensor], num_shards: int = 1
 
 
 def load(directory: Path, dtype: torch.dtype = torch.float32, **kwargs: Any) -> CausalLM:
-    return load_model(read_model_spec(directory), directory, build_context(dtype, CPU), **kwargs)
+    return load_model(
+        read_model_spec(directory),
+        directory,
+        build_context(dtype, CPU, kernels=parse_kernels("reference")),
+        **kwargs,
+    )
 
 
 @pytest.mark.parametrize("num_shards", [1, 3])

@@ -1,4 +1,5 @@
 """Root-mean-square norm.
 
 reference.py   torch, any device
+native.py      the CPU library
 """

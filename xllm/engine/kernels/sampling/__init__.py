@@ -2,6 +2,7 @@
 
 noise.py       counter-based Gumbel noise: the exact bit recipe, vectorised
 filters.py     min-p, top-k and top-p as one threshold per row
+native.py      the same in the CPU library
 reference.py   ``sample_gumbel``: temperature, filters, Gumbel-max; torch, any device
 scalar.py      the same for one row in plain Python, to read and to test against
 """

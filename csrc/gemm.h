@@ -1,0 +1,144 @@
+// Matrix products with one operand packed. Columns come in blocks of 64; float32 is packed [k][64], bf16 in pairs of
+// k, [k/2][64][2], what a bf16 dot product wants. Every element is summed over k in one accumulator, in order,
+// whatever the number of rows: a row's result does not depend on the rows beside it.
+#pragma once
+#include "vec.h"
+
+#define BLOCK 64
+#define MAX_ROWS 6
+
+// C[R][NV*W] (+)= A[R][K] * B[K][...]; ldb in columns. Accumulators live in registers.
+// FAR: the operand comes from memory, not from a cache.
+template <int R, int NV, bool FAR>
+INLINE void micro(const float *a, long lda, const float *b, long ldb, long k_count, float *c, long ldc, bool add) {
+    vf acc[R][NV];
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < NV; j++) acc[r][j] = add ? load(c + r * ldc + j * W) : (vf){};
+    for (long k = 0; k < k_count; k++) {
+        const float *p = b + k * ldb;
+        vf w[NV];
+        for (int j = 0; j < NV; j++) w[j] = load(p + j * W);
+        if (FAR && R <= 2) for (int j = 0; j < NV * W; j += 16) __builtin_prefetch(p + 1024 + j);
+        for (int r = 0; r < R; r++) {
+            vf x = splat(a[r * lda + k]);
+            for (int j = 0; j < NV; j++) acc[r][j] += x * w[j];
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < NV; j++) store(c + r * ldc + j * W, acc[r][j]);
+}
+
+// bf16: k_count is even.
+template <int R, int NV, bool FAR>
+INLINE void micro(const bf16 *a, long lda, const bf16 *b, long ldb, long k_count, float *c, long ldc, bool add) {
+    vf acc[R][NV];
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < NV; j++) acc[r][j] = add ? load(c + r * ldc + j * W) : (vf){};
+    for (long k = 0; k < k_count / 2; k++) {
+        const bf16 *p = b + k * ldb * 2;
+        vu w[NV];
+        for (int j = 0; j < NV; j++) w[j] = *(const vu_any *)(p + j * W * 2);
+        if (FAR && R <= 2) for (int j = 0; j < NV * W; j += 16) __builtin_prefetch(p + 2048 + j * 2);
+        for (int r = 0; r < R; r++) {
+            uint32_t pair; memcpy(&pair, a + r * lda + 2 * k, 4);
+#if HAS_DOT_BF16
+            __m512bh x = (__m512bh)_mm512_set1_epi32((int)pair);
+            for (int j = 0; j < NV; j++) acc[r][j] = (vf)_mm512_dpbf16_ps((__m512)acc[r][j], x, (__m512bh)w[j]);
+#else
+            uint32_t lo = pair << 16, hi = pair & 0xffff0000u; float x0, x1;
+            memcpy(&x0, &lo, 4); memcpy(&x1, &hi, 4);
+            for (int j = 0; j < NV; j++) {
+                acc[r][j] += splat(x0) * (vf)(w[j] << 16);
+                acc[r][j] += splat(x1) * (vf)(w[j] & 0xffff0000u);
+            }
+#endif
+        }
+    }
+    for (int r = 0; r < R; r++)
+        for (int j = 0; j < NV; j++) store(c + r * ldc + j * W, acc[r][j]);
+}
+
+template <int R> struct Wide { // vectors of columns at once: as many accumulators as registers hold
+#if W == 16
+    enum { n = 4 };
+#else
+    enum { n = R == 1 ? 8 : R == 2 ? 4 : 2 };
+#endif
+};
+
+// C[R][columns], columns a multiple of 64.
+template <int R, bool FAR, typename T>
+INLINE void strip(const T *a, long lda, const T *b, long ldb, long k, long columns, float *c, long ldc, bool add) {
+    const long step = Wide<R>::n * W, pair = sizeof(T) == 2 ? 2 : 1;
+    for (long n = 0; n < columns; n += step) micro<R, Wide<R>::n, FAR>(a, lda, b + n * pair, ldb, k, c + n, ldc, add);
+}
+
+// Any number of rows. Noinline: one copy of the register kernels per type.
+template <bool FAR, typename T>
+__attribute__((noinline)) static void product(long rows, const T *a, long lda, const T *b, long ldb, long k, long columns,
+                                              float *c, long ldc, bool add) {
+    for (long m = 0; m < rows; m += MAX_ROWS) {
+        const T *x = a + m * lda; float *y = c + m * ldc;
+        switch (rows - m) {
+            case 1: strip<1, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+            case 2: strip<2, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+            case 3: strip<3, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+            case 4: strip<4, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+            case 5: strip<5, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+            default: strip<6, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+        }
+    }
+}
+
+// w [N][K] -> packed; N is padded with zero rows to a multiple of 64.
+template <typename T> static void pack_block(const T *w, T *out, long n_count, long k_count, long block) {
+    const long pair = sizeof(T) == 2 ? 2 : 1;
+    T *o = out + block * BLOCK * k_count;
+    for (long n = 0; n < BLOCK; n++) {
+        long row = block * BLOCK + n;
+        const T *src = w + row * k_count;
+        for (long k = 0; k < k_count; k++)
+            o[(k / pair) * BLOCK * pair + n * pair + k % pair] = row < n_count ? src[k] : T(0);
+    }
+}
+
+// One row of w back out of the packed form.
+template <typename T> static void unpack_row(const T *packed, long row, long k_count, T *out) {
+    const long pair = sizeof(T) == 2 ? 2 : 1;
+    const T *p = packed + row / BLOCK * BLOCK * k_count + row % BLOCK * pair;
+    for (long k = 0; k < k_count; k++) out[k] = p[(k / pair) * BLOCK * pair + k % pair];
+}
+
+// What is done with 64 finished columns of up to MAX_ROWS rows.
+enum Finish { WRITE = 0, ADD_TO = 1 };
+
+// Thread id of nt computes its share of y [M][N] = x [M][K] * packed (+ bias), or adds it to y; no barrier.
+// Shares are runs of (column block, chunk of rows): few rows give each thread columns, many rows also split rows.
+template <typename T, typename O>
+static void linear_share(const T *x, long m_count, const T *packed, long n_count, long k_count, const T *bias, O *y,
+                         Finish finish, int id, int nt) {
+    const long blocks = (n_count + BLOCK - 1) / BLOCK;
+    const long chunk = blocks >= 4 * nt || m_count < 192 ? m_count : 192;
+    const long chunks = (m_count + chunk - 1) / chunk;
+    const long begin = blocks * chunks * id / nt, end = blocks * chunks * (id + 1) / nt;
+    for (long item = begin; item < end; item++) {
+        const long block = item / chunks, m0 = item % chunks * chunk;
+        const long m1 = m0 + chunk < m_count ? m0 + chunk : m_count;
+        const long width = n_count - block * BLOCK < BLOCK ? n_count - block * BLOCK : BLOCK;
+        const T *b = packed + block * BLOCK * k_count;
+        for (long m = m0; m < m1; m += MAX_ROWS) {
+            const long rows = m1 - m < MAX_ROWS ? m1 - m : MAX_ROWS;
+            float tile[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
+            product<true>(rows, x + m * k_count, k_count, b, BLOCK, k_count, BLOCK, tile, BLOCK, false);
+            for (long r = 0; r < rows; r++) {
+                O *o = y + (m + r) * n_count + block * BLOCK;
+                float *t = tile + r * BLOCK;
+                if (bias) for (long n = 0; n < width; n++) t[n] += to_float(bias[block * BLOCK + n]);
+                if (width == BLOCK)
+                    for (long n = 0; n < BLOCK; n += W) store(o + n, finish == ADD_TO ? load(o + n) + load(t + n) : load(t + n));
+                else
+                    for (long n = 0; n < width; n++) from_float(o + n, finish == ADD_TO ? to_float(o[n]) + t[n] : t[n]);
+            }
+        }
+    }
+}

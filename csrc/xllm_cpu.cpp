@@ -1,0 +1,196 @@
+// The C interface of the CPU kernels; see docs/concepts/cpu-kernels.md. Plain C types only. Tensors are dense unless a
+// stride is given. type: 0 = float32, 1 = bfloat16. threads: of the parallel region.
+#include <omp.h>
+#include <sys/mman.h>
+#include "attention.h"
+#include "parts.h"
+#include "sampling.h"
+
+#define ABI_VERSION 1
+
+template <typename F> static void with_type(int type, F f) { if (type) f(bf16()); else f(float()); }
+
+struct AttentionPlan { std::vector<Unit> units; int64_t step = 0; long slots = 0, window = -1; std::vector<float> partial; std::vector<long> firsts; };
+static thread_local AttentionPlan attention_plan;
+template <typename T> static Scratch<T> &scratch() { static thread_local Scratch<T> s; return s; }
+
+// step: names the rows of a step; layers with the same rows and window share a plan. 0 = never.
+static void plan_attention(const AttentionArgs &a, int type, int64_t step) {
+    AttentionPlan &plan = attention_plan;
+    if (step && plan.step == step && plan.window == a.window) return;
+    plan.step = step;
+    plan.units.clear(); plan.firsts.clear(); plan.window = a.window;
+    with_type(type, [&](auto t) {
+        Attention<decltype(t)> attention(a);
+        attention.plan(plan.units, plan.slots);
+        plan.partial.resize(plan.slots * attention.row_capacity() * (attention.wide + 2));
+    });
+    std::stable_sort(plan.units.begin(), plan.units.end(), [](const Unit &x, const Unit &y) { return x.cost > y.cost; });
+    long at = 0;
+    std::vector<long> by_slot(plan.slots);
+    for (const Unit &u : plan.units) { if (u.slot >= 0) by_slot[u.slot] = at; at++; }
+    for (long slot = 0; slot < plan.slots; slot++) { // the first slot of every split unit
+        const Unit &u = plan.units[by_slot[slot]];
+        const Unit *before = slot ? &plan.units[by_slot[slot - 1]] : nullptr;
+        if (!before || before->seq != u.seq || before->head != u.head || before->first != u.first) plan.firsts.push_back(by_slot[slot]);
+    }
+}
+
+// Inside a parallel region; ends with a barrier.
+template <typename T> static void attend(const AttentionArgs &a, AttentionPlan &plan) {
+    Attention<T> attention(a);
+    Scratch<T> &s = scratch<T>();
+    s.prepare(attention.row_capacity(), a.head_dim);
+    const long count = plan.units.size(), splits = plan.firsts.size();
+#pragma omp for schedule(dynamic, 1)
+    for (long i = 0; i < count; i++) attention.run(s, plan.units[i], plan.partial.data());
+    if (splits) {
+#pragma omp for schedule(dynamic, 1)
+        for (long i = 0; i < splits; i++) {
+            const long begin = plan.firsts[i];
+            Unit u = plan.units[begin];
+            long parts = 1;
+            for (const Unit &o : plan.units) parts += o.slot > u.slot && o.seq == u.seq && o.head == u.head && o.first == u.first;
+            attention.gather(s, u, parts, plan.partial.data());
+        }
+    }
+}
+
+struct LayerArgs { // weights of one dense layer, packed where they are matrices; absent parts are null
+    const void *attention_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias, *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
+    int64_t hidden, intermediate;
+    float eps;
+};
+
+template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, AttentionArgs att, float *x, int threads) {
+    static thread_local std::vector<char> memory;
+    const long n = heads.num_tokens, d = l.hidden, q_width = heads.heads * heads.head_dim, width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
+    auto rounded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
+    const size_t h_bytes = rounded(n * d * sizeof(T)), qkv_bytes = rounded(n * width * sizeof(T)), q_bytes = rounded(n * q_width * sizeof(T));
+    const size_t up_bytes = rounded(n * 2 * l.intermediate * sizeof(T)), act_bytes = rounded(n * l.intermediate * sizeof(T));
+    const size_t need = h_bytes + std::max(qkv_bytes + 2 * q_bytes, up_bytes + act_bytes) + 64;
+    if (memory.size() < need) std::vector<char>(need).swap(memory);
+    char *p = (char *)(((uintptr_t)memory.data() + 63) / 64 * 64);
+    T *h = (T *)p, *qkv = (T *)(p + h_bytes), *q = (T *)(p + h_bytes + qkv_bytes), *out = (T *)(p + h_bytes + qkv_bytes + q_bytes);
+    T *up = (T *)(p + h_bytes), *act = (T *)(p + h_bytes + up_bytes);
+    heads.qkv = qkv; heads.q = q; heads.q_norm = l.q_norm; heads.k_norm = l.k_norm; heads.eps = l.eps;
+    att.q = q; att.q_stride = q_width; att.out = out;
+    AttentionPlan &plan = attention_plan;
+#pragma omp parallel num_threads(threads)
+    {
+        const int id = omp_get_thread_num(), nt = omp_get_num_threads();
+        rms_norm_share(x, n, 1, d, (const T *)l.attention_norm, d, l.eps, h, id, nt);
+#pragma omp barrier
+        linear_share(h, n, (const T *)l.qkv, width, d, (const T *)l.qkv_bias, qkv, WRITE, id, nt);
+#pragma omp barrier
+        heads_share<T>(heads, id, nt);
+#pragma omp barrier
+        attend<T>(att, plan);
+        linear_share(out, n, (const T *)l.out, d, q_width, (const T *)l.out_bias, x, ADD_TO, id, nt);
+#pragma omp barrier
+        rms_norm_share(x, n, 1, d, (const T *)l.mlp_norm, d, l.eps, h, id, nt);
+#pragma omp barrier
+        linear_share(h, n, (const T *)l.gate_up, 2 * l.intermediate, d, (const T *)l.gate_up_bias, up, WRITE, id, nt);
+#pragma omp barrier
+        silu_mul_share(up, n, l.intermediate, act, id, nt);
+#pragma omp barrier
+        linear_share(act, n, (const T *)l.down, d, l.intermediate, (const T *)l.down_bias, x, ADD_TO, id, nt);
+    }
+}
+
+extern "C" {
+int xllm_abi_version() { return ABI_VERSION; }
+int xllm_vector_width() { return W; }
+int xllm_has_dot_bf16() { return HAS_DOT_BF16; }
+
+// weight [n][k] -> out [ceil(n / 64)][k][64] (bf16: [k / 2][64][2]); k is even for bf16
+void xllm_pack(int type, const void *weight, void *out, int64_t n, int64_t k, int threads) {
+    const long blocks = (n + BLOCK - 1) / BLOCK, bytes = blocks * BLOCK * k * (type ? 2 : 4);
+    const uintptr_t huge = 1 << 21, begin = ((uintptr_t)out + huge - 1) / huge * huge, end = ((uintptr_t)out + bytes) / huge * huge;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel for num_threads(threads)
+        for (long b = 0; b < blocks; b++) pack_block((const T *)weight, (T *)out, n, k, b);
+    });
+}
+
+void xllm_unpack_rows(int type, const void *packed, const int64_t *rows, int64_t count, int64_t k, void *out, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel for num_threads(threads) if (count > 8)
+        for (long i = 0; i < count; i++) unpack_row((const T *)packed, rows[i], k, (T *)out + i * k);
+    });
+}
+
+// y [m][n] = x [m][k] w^T (+ bias); y is of the type of x, or float32
+void xllm_linear(int type, int out_type, const void *x, const void *packed, const void *bias, void *y, int64_t m, int64_t n, int64_t k, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+        with_type(out_type, [&](auto o) {
+            typedef decltype(o) O;
+#pragma omp parallel num_threads(threads)
+            linear_share((const T *)x, m, (const T *)packed, n, k, (const T *)bias, (O *)y, WRITE, omp_get_thread_num(), omp_get_num_threads());
+        });
+    });
+}
+
+void xllm_rms_norm(int type, const void *x, int64_t rows, int64_t inner, int64_t stride, const void *weight, int64_t dim, float eps, void *out, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel num_threads(threads)
+        rms_norm_share((const T *)x, rows, inner, stride, (const T *)weight, dim, eps, (T *)out, omp_get_thread_num(), omp_get_num_threads());
+    });
+}
+
+void xllm_silu_mul(int type, const void *gate_up, int64_t tokens, int64_t width, void *out, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel num_threads(threads)
+        silu_mul_share((const T *)gate_up, tokens, width, (T *)out, omp_get_thread_num(), omp_get_num_threads());
+    });
+}
+
+void xllm_heads(int type, const HeadsArgs *args, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel num_threads(threads)
+        heads_share<T>(*args, omp_get_thread_num(), omp_get_num_threads());
+    });
+}
+
+void xllm_attention(int type, const AttentionArgs *args, int64_t step, int threads) {
+    plan_attention(*args, type, step);
+    AttentionPlan &plan = attention_plan;
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel num_threads(threads)
+        attend<T>(*args, plan);
+    });
+}
+
+// One whole dense layer over the float32 residual stream x [T][hidden].
+void xllm_layer(int type, const LayerArgs *args, const HeadsArgs *heads, const AttentionArgs *attention, float *x, int64_t step, int threads) {
+    plan_attention(*attention, type, step);
+    with_type(type, [&](auto t) { layer<decltype(t)>(*args, *heads, *attention, x, threads); });
+}
+
+// x float32 [rows][dim] -> out of the type of the weight
+void xllm_final_norm(int type, const float *x, int64_t rows, const void *weight, int64_t dim, float eps, void *out, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel num_threads(threads)
+        rms_norm_share(x, rows, 1, dim, (const T *)weight, dim, eps, (T *)out, omp_get_thread_num(), omp_get_num_threads());
+    });
+}
+
+void xllm_sample(const float *logits, int64_t rows, int64_t vocab, const float *temperature, const int64_t *top_k, const float *top_p,
+                 const float *min_p, const int64_t *seeds, const int64_t *choices, const int64_t *positions, int64_t *out, int threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (long r = 0; r < rows; r++) {
+        static thread_local RowSampler sampler;
+        const uint64_t key = mix(mix(mix((uint64_t)seeds[r]) ^ (uint64_t)choices[r]) ^ (uint64_t)positions[r]);
+        out[r] = sampler.draw(logits + r * vocab, vocab, std::max(temperature[r], 1e-10f), top_k[r], top_p[r], min_p[r], key);
+    }
+}
+}

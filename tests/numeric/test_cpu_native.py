@@ -1,0 +1,209 @@
+"""The CPU kernels beyond the table's common tests: every variant, layouts, invariance, building and loading."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from xllm.engine.kernels.linear.native import linear, pack_weight, take_rows
+from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
+from xllm.engine.platform import native, native_build
+from xllm.engine.platform.native import NativeLibrary, native_library
+from xllm.engine.platform.native_build import NativeBuildError, build_library, usable_variants
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+
+TYPES = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
+VARIANTS = usable_variants(native_build.read_cpu_flags())
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every variant this CPU runs, as the one that kernels use."""
+    library = native_library(request.param)
+    assert library is not None and library.variant == request.param
+    real = native.native_library
+    monkeypatch.setattr(native, "native_library", lambda name="": library if not name else real(name))
+    return str(request.param)
+
+
+class Step:
+    """Rows with their keys and values dense and in shuffled blocks; slots that nobody owns hold NaN."""
+
+    def __init__(
+        self,
+        rows: list[tuple[int, int]],
+        *,
+        dtype: torch.dtype,
+        kv_heads: int = 2,
+        group: int = 2,
+        dim: int = 16,
+        size: int = 4,
+        contiguous: bool = False,
+        seed: int = 0,
+    ) -> None:
+        """``rows``: (new tokens, length) each."""
+        generator = torch.Generator().manual_seed(seed)
+        self.rows_, self.kv_heads, self.group, self.dim = rows, kv_heads, group, dim
+        counts = [-(-length // size) for _, length in rows]
+        num_blocks = sum(counts) + 3
+        order = torch.randperm(num_blocks, generator=generator).tolist()
+        tables = np.zeros((len(rows), max(counts)), dtype=np.int32)
+        for i, count in enumerate(counts):
+            tables[i, :count] = [order.pop() for _ in range(count)]
+        self.dense = []
+        if contiguous:
+            shape, self.strides = (
+                (num_blocks, size, kv_heads, dim),
+                KVStrides(size, size * kv_heads * dim, dim, kv_heads * dim),
+            )
+        else:
+            shape, self.strides = (
+                (num_blocks, kv_heads, size, dim),
+                KVStrides(size, size * kv_heads * dim, size * dim, dim),
+            )
+        self.pools = tuple(torch.full(shape, float("nan"), dtype=dtype) for _ in range(2))
+        for pool in self.pools:
+            values = [torch.randn(length, kv_heads, dim, generator=generator).to(dtype) for _, length in rows]
+            self.dense.append(values)
+            for i, value in enumerate(values):
+                for t in range(len(value)):
+                    block = pool[int(tables[i, t // size])]
+                    (block if contiguous else block.transpose(0, 1))[t % size] = value[t]
+        start = np.concatenate(([0], np.cumsum([n for n, _ in rows]))).astype(np.int64)
+        self.rows = StepRows(start, np.array([n for _, n in rows], dtype=np.int64), tables)
+        self.q = torch.randn(int(start[-1]), kv_heads * group, dim, generator=generator).to(dtype)
+
+    def run(self, window: int | None = None, **options: int) -> torch.Tensor:
+        return paged_attention(
+            self.q, self.pools, self.strides, self.kv_heads, self.rows, 0.3, window, **options
+        )
+
+    def expected(self, window: int | None = None) -> torch.Tensor:
+        """Float64, query by query."""
+        out = torch.empty(self.q.shape, dtype=torch.float64)
+        token = 0
+        for i, (count, length) in enumerate(self.rows_):
+            for at in range(length - count, length):
+                first = 0 if window is None else max(at - window + 1, 0)
+                k, v = (values[i][first : at + 1].double() for values in self.dense)
+                for h in range(self.q.shape[1]):
+                    weights = torch.softmax(k[:, h // self.group] @ self.q[token, h].double() * 0.3, 0)
+                    out[token, h] = weights @ v[:, h // self.group]
+                token += 1
+        return out
+
+
+MIXED = [(1, 1), (1, 37), (5, 5), (3, 70), (1, 64), (40, 130), (2, 65), (1, 129)]
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+@pytest.mark.parametrize("window", [None, 1, 30])
+def test_attention_of_a_mixed_batch(variant: str, dtype: torch.dtype, window: int | None) -> None:
+    step = Step(MIXED, dtype=dtype)
+    torch.testing.assert_close(
+        step.run(window).double(), step.expected(window), rtol=0, atol=4 * TYPES[dtype]
+    )
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "dim", "size"),
+    [
+        (1, 1, 8, 16),
+        (1, 17, 32, 4),
+        (3, 5, 80, 8),
+        (2, 4, 128, 16),
+        (1, 2, 256, 1),
+        (2, 1, 64, 128),
+        (1, 70, 16, 4),
+    ],
+)
+def test_attention_shapes(dtype: torch.dtype, kv_heads: int, group: int, dim: int, size: int) -> None:
+    step = Step([(1, 90), (9, 20), (1, 5)], dtype=dtype, kv_heads=kv_heads, group=group, dim=dim, size=size)
+    torch.testing.assert_close(step.run().double(), step.expected(), rtol=0, atol=8 * TYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_attention_of_the_contiguous_layout(dtype: torch.dtype) -> None:
+    blocks, contiguous = (Step(MIXED, dtype=dtype, contiguous=c, seed=3) for c in (False, True))
+    assert torch.equal(blocks.run(), contiguous.run())
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_a_query_depends_on_its_own_row_only(variant: str, dtype: torch.dtype) -> None:
+    """Bit for bit: alone or in a batch, as a decode or inside any chunk, split over keys or not, by any threads."""
+    whole = Step([(150, 2200), (30, 40), (1, 7)], dtype=dtype)
+    together = whole.run(split_below=0)
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        assert torch.equal(together, whole.run(split_below=10**6))
+    for at in (0, 1, 63, 149):
+        alone = replace(
+            whole.rows,
+            query_start=np.array([0, 1], dtype=np.int64),
+            seq_lens=np.array([2200 - 150 + at + 1], dtype=np.int64),
+            block_tables=np.ascontiguousarray(whole.rows.block_tables[:1]),
+        )
+        one = paged_attention(whole.q[at : at + 1], whole.pools, whole.strides, 2, alone, 0.3, None)
+        assert torch.equal(one[0], together[at])
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_a_row_of_a_product_depends_on_itself_only(variant: str, dtype: torch.dtype) -> None:
+    x, w = torch.randn(300, 64).to(dtype), torch.randn(130, 64).to(dtype)
+    packed = pack_weight(w)
+    together = linear(x, packed, None)
+    expected = x.double() @ w.double().T
+    torch.testing.assert_close(
+        together.double(), expected, rtol=0, atol=float(TYPES[dtype] * expected.abs().max())
+    )
+    for begin, end in ((0, 1), (3, 9), (191, 300), (299, 300)):
+        assert torch.equal(linear(x[begin:end], packed, None), together[begin:end])
+
+
+@pytest.mark.parametrize("dtype", list(TYPES))
+def test_rows_of_a_packed_weight(dtype: torch.dtype) -> None:
+    w = torch.randn(70, 34).to(dtype)
+    rows = torch.tensor([0, 69, 63, 64, 5])
+    assert torch.equal(take_rows(pack_weight(w), rows), w[rows])
+
+
+def test_nan_stays_visible(variant: str) -> None:
+    step = Step([(1, 20), (1, 9)], dtype=torch.bfloat16)
+    step.pools[0][int(step.rows.block_tables[0, 2]), :, 1] = float("nan")
+    out = step.run()
+    assert out[0].isnan().all() and out[1].isfinite().all()
+
+
+def test_a_damaged_library_is_built_again(tmp_path: Path) -> None:
+    path = build_library("portable", cache_dir=tmp_path)
+    good = path.read_bytes()
+    modified = path.stat().st_mtime_ns
+    assert build_library("portable", cache_dir=tmp_path) == path
+    assert path.stat().st_mtime_ns == modified
+    path.write_bytes(good[: len(good) // 2])
+    assert build_library("portable", cache_dir=tmp_path) == path
+    assert NativeLibrary(path, "portable").vector_width == 4
+
+
+def test_what_cannot_be_built_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NativeBuildError, match="no sources"):
+        build_library("portable", cache_dir=tmp_path, source_dir=tmp_path)
+    shutil.copytree(native_build.SOURCE_DIR, tmp_path / "csrc")
+    (tmp_path / "csrc" / "broken.cpp").write_text("int x = ;")
+    with pytest.raises(NativeBuildError, match="error"):
+        build_library("portable", cache_dir=tmp_path, source_dir=tmp_path / "csrc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NativeBuildError, match="no C\\+\\+ compiler"):
+        build_library("portable", cache_dir=tmp_path)
+
+
+def test_variants_need_their_cpu_flags() -> None:
+    assert usable_variants(frozenset()) == ("portable",)
+    assert usable_variants(frozenset({"avx2", "fma", "sse2"})) == ("avx2", "portable")

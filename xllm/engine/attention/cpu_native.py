@@ -1,0 +1,113 @@
+"""Planner and backend of the CPU kernels, for both memory layouts: blocks and pages are read where they lie.
+
+There is nothing to gather and nothing to mask in advance, so planning is two index computations.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from xllm.engine.attention.metadata import AttentionMetadata, IntArray
+from xllm.engine.kernels import Kernels
+from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
+from xllm.engine.memory import LayerKV
+
+_KEYS = itertools.count(1)
+
+
+class NativePlanner:
+    """Plans the metadata of every step; the counterpart of AttentionPlanner and ContiguousPlanner."""
+
+    def __init__(self, *, block_size: int, num_kv_heads: int, rows_per_token: int | None) -> None:
+        """``rows_per_token``: of the contiguous layout, in rows of ``head_dim`` numbers; None: blocks."""
+        self._block_size = block_size
+        self._rows_per_token = rows_per_token
+        self._heads = np.arange(num_kv_heads, dtype=np.int64)
+
+    def plan(
+        self,
+        query_lens: npt.ArrayLike,
+        seq_lens: npt.ArrayLike,
+        block_tables: npt.NDArray[np.int32],
+        slot_mapping: IntArray,
+    ) -> AttentionMetadata:
+        """Plan a step; arguments as for AttentionPlanner.plan."""
+        queries = np.ascontiguousarray(query_lens, dtype=np.int64)
+        lengths = np.ascontiguousarray(seq_lens, dtype=np.int64)
+        start = np.zeros(len(queries) + 1, dtype=np.int64)
+        np.cumsum(queries, out=start[1:])
+        stored = np.flatnonzero(slot_mapping >= 0)
+        all_stored = len(stored) == len(slot_mapping)
+        slots = slot_mapping if all_stored else slot_mapping[stored]
+        write_rows = self._rows(slots)
+        return AttentionMetadata(
+            num_seqs=len(queries),
+            num_tokens=int(start[-1]),
+            max_query_len=int(queries.max()),
+            query_start=start,
+            seq_lens=lengths,
+            block_tables=np.ascontiguousarray(block_tables, dtype=np.int32),
+            write_rows=torch.from_numpy(write_rows.reshape(-1)),
+            write_tokens=None if all_stored else torch.from_numpy(stored),
+            groups={},
+        )
+
+    def _rows(self, slots: IntArray) -> IntArray:
+        """Rows ``[W, H]`` of ``head_dim`` numbers that tokens in these slots have in a layer."""
+        if self._rows_per_token is not None:
+            return slots[:, None] * self._rows_per_token + self._heads
+        blocks, offsets = np.divmod(slots, self._block_size)
+        rows: IntArray = (blocks[:, None] * len(self._heads) + self._heads) * self._block_size
+        return rows + offsets[:, None]
+
+
+class NativeAttention:
+    """Stores new keys and values, then attends all rows in one call."""
+
+    def __init__(self, kernels: Kernels, *, block_size: int | None, rows_per_token: int | None) -> None:
+        """``block_size``: of the contiguous layout, whose shape does not tell; None: blocks ``[N, H, P, K]``."""
+        self._write = kernels.kv_write
+        self._block_size = block_size
+        self._rows_per_token = rows_per_token
+        self._rows: tuple[AttentionMetadata, StepRows] | None = None
+
+    def forward(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: LayerKV,
+        metadata: AttentionMetadata,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See :class:`AttentionBackend`."""
+        self._write(kv.k, k, metadata.write_rows, metadata.write_tokens)
+        self._write(kv.v, v, metadata.write_rows, metadata.write_tokens)
+        rows = self.step_rows(metadata)
+        if q.stride(2) != 1 or q.stride(1) != q.shape[2]:
+            q = q.contiguous()
+        return paged_attention(q, (kv.k, kv.v), self.strides(kv), k.shape[1], rows, scale, window)
+
+    def step_rows(self, metadata: AttentionMetadata) -> StepRows:
+        """The rows of a step under a key of their own, the same for all its layers."""
+        if self._rows is None or self._rows[0] is not metadata:
+            tables = np.ascontiguousarray(metadata.block_tables, dtype=np.int32)
+            rows = StepRows(metadata.query_start, metadata.seq_lens, tables, next(_KEYS))
+            self._rows = (metadata, rows)
+        return self._rows[1]
+
+    def strides(self, kv: LayerKV) -> KVStrides:
+        """How the tokens of a layer lie."""
+        dim = kv.k.shape[-1]
+        if self._rows_per_token is not None:
+            assert self._block_size is not None, "the contiguous layout has blocks of a said size"
+            token = self._rows_per_token * dim
+            return KVStrides(self._block_size, block=self._block_size * token, head=dim, token=token)
+        _, num_heads, size, _ = kv.k.shape
+        return KVStrides(size, block=num_heads * size * dim, head=size * dim, token=dim)

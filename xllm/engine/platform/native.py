@@ -1,0 +1,143 @@
+"""The CPU kernels' shared library, loaded: plain C functions through ctypes, no torch headers, no pickle.
+
+INVARIANTS
+- A library is loaded once per process and variant and never unloaded.
+- Calls release the interpreter's lock; tensors they are given must stay alive and unchanged meanwhile.
+- No compiler, no sources or a failing build is not an error: ``native_library`` says None, once in the log why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+
+from xllm.engine.platform.native_build import (
+    NativeBuildError,
+    build_library,
+    default_cache_dir,
+    read_cpu_flags,
+    usable_variants,
+)
+
+_LOG = logging.getLogger(__name__)
+ABI_VERSION = 1
+TYPES = {torch.float32: 0, torch.bfloat16: 1}
+"""Element types the kernels know, as the C interface numbers them."""
+
+MIN_PARALLEL_ELEMENTS = 1 << 14
+
+
+class HeadsArgs(ctypes.Structure):
+    """``struct HeadsArgs`` of csrc/parts.h."""
+
+    _fields_ = [
+        (name, c_void_p) for name in ("qkv", "q_norm", "k_norm", "q", "k_pool", "v_pool", "cos", "sin")
+    ]
+    _fields_ += [(name, c_void_p) for name in ("write_rows", "write_tokens")]
+    _fields_ += [(name, c_int64) for name in ("num_tokens", "num_written", "heads", "kv_heads", "head_dim")]
+    _fields_ += [("is_all_written", c_int64), ("eps", c_float)]
+
+
+class AttentionArgs(ctypes.Structure):
+    """``struct AttentionArgs`` of csrc/attention.h."""
+
+    _fields_ = [(name, c_void_p) for name in ("q", "k", "v", "out", "tables", "query_start", "seq_lens")]
+    _fields_ += [(name, c_int64) for name in ("num_seqs", "table_stride", "heads", "kv_heads", "head_dim")]
+    _fields_ += [(name, c_int64) for name in ("q_stride", "block_size", "block_stride", "head_stride")]
+    _fields_ += [(name, c_int64) for name in ("token_stride", "window", "split_below")]
+    _fields_ += [("scale", c_float)]
+
+
+class LayerArgs(ctypes.Structure):
+    """``struct LayerArgs`` of csrc/xllm_cpu.cpp."""
+
+    _fields_ = [
+        (name, c_void_p)
+        for name in (
+            *("attention_norm", "qkv", "qkv_bias", "q_norm", "k_norm", "out", "out_bias"),
+            *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
+        )
+    ]
+    _fields_ += [("hidden", c_int64), ("intermediate", c_int64), ("eps", c_float)]
+
+
+_SIGNATURES = {
+    "xllm_pack": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int),
+    "xllm_unpack_rows": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int),
+    "xllm_linear": (
+        *(c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p),
+        *(c_int64, c_int64, c_int64, c_int),
+    ),
+    "xllm_rms_norm": (
+        *(c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p),
+        *(c_int64, c_float, c_void_p, c_int),
+    ),
+    "xllm_silu_mul": (c_int, c_void_p, c_int64, c_int64, c_void_p, c_int),
+    "xllm_heads": (c_int, POINTER(HeadsArgs), c_int),
+    "xllm_attention": (c_int, POINTER(AttentionArgs), c_int64, c_int),
+    "xllm_layer": (
+        *(c_int, POINTER(LayerArgs), POINTER(HeadsArgs), POINTER(AttentionArgs)),
+        *(c_void_p, c_int64, c_int),
+    ),
+    "xllm_final_norm": (c_int, c_void_p, c_int64, c_void_p, c_int64, c_float, c_void_p, c_int),
+    "xllm_sample": (c_void_p, c_int64, c_int64, *((c_void_p,) * 8), c_int),
+}
+
+
+class NativeLibrary:
+    """One loaded variant; ``lib`` has the functions of csrc/xllm_cpu.cpp."""
+
+    def __init__(self, path: Path, variant: str) -> None:
+        self.path = path
+        self.variant = variant
+        self.lib = ctypes.CDLL(str(path))
+        found = self.lib.xllm_abi_version()
+        assert found == ABI_VERSION, f"{path} speaks ABI {found}, not {ABI_VERSION}"
+        for name, types in _SIGNATURES.items():
+            function = getattr(self.lib, name)
+            function.argtypes, function.restype = types, None
+
+    @staticmethod
+    def num_threads(num_elements: int) -> int:
+        """Threads for work over so many elements: torch's number, or one where starting them would cost more."""
+        return torch.get_num_threads() if num_elements >= MIN_PARALLEL_ELEMENTS else 1
+
+    @property
+    def vector_width(self) -> int:
+        """Float32 lanes of a vector."""
+        return int(self.lib.xllm_vector_width())
+
+
+def required_library() -> NativeLibrary:
+    """The library, for code that only runs where it is known to be there."""
+    library = native_library()
+    assert library is not None, "native kernels were selected without their library"
+    return library
+
+
+@functools.cache
+def native_library(variant: str = "") -> NativeLibrary | None:
+    """The library, or None where it cannot be had. ``variant``: the best this CPU runs when empty."""
+    usable = usable_variants(read_cpu_flags())
+    wanted = variant or usable[0]
+    if wanted not in usable:
+        return None
+    try:
+        path = build_library(wanted, cache_dir=default_cache_dir())
+        library = NativeLibrary(path, wanted)
+    except (NativeBuildError, OSError) as exc:
+        _LOG.warning(
+            "CPU kernels are not built (%s): serving with torch's own operations, several times slower; "
+            "install g++ for the fast ones",
+            exc,
+        )
+        return None
+    _LOG.info("CPU kernels: %s (%s)", wanted, path)
+    if wanted != "avx512_bf16":
+        _LOG.warning("CPU kernels: this CPU has no bf16 dot products; steps in bfloat16 are slower for it")
+    return library
