@@ -57,6 +57,8 @@ class UrgencyOrder:
         if not len(waiting) or now_s < self._next_s:
             return False
         self._next_s = now_s + RANK_EVERY_S
+        if all(s.due_s == math.inf for s in waiting):
+            return False  # nobody has a budget: the keys say first come, first served
         seqs = [s for s in waiting if s.first_token_s is None and not s.request.offline]
         oldest = min(seqs, key=lambda s: s.arrival_s, default=None)
         seqs += [s for s in running if s.first_token_s is None and not s.request.offline]
