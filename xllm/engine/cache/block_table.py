@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from xllm.types.ids import BlockHash, BlockId
@@ -22,6 +23,8 @@ class BlockTables:
     """Names of the sequence's full blocks with known ids, in order; grows as tokens become known."""
     num_promised: int = 0
     """Leading blocks that were offered to the prefix index, or came from it."""
+    known: tuple[BlockHash, Sequence[int]] | None = None
+    """Root of the names and the tokens known so far, a live view; None until the first match."""
     range_id: int = -1
     """Virtual range of the blocks (layout ``xtensor``), -1: none."""
     num_shared: int = 0

@@ -20,9 +20,11 @@ from typing import NamedTuple
 from xllm.engine.cache.block_pool import BlockPool
 from xllm.engine.cache.block_table import BlockTables
 from xllm.engine.cache.pages.page_pool import PagePool
+from xllm.engine.cache.pages.partial_match import PartialMatches
 from xllm.engine.cache.pages.placement import Placement, PlainPlacement, RangePlacement, try_allocate_all
 from xllm.engine.cache.pool import Pool
 from xllm.engine.cache.prefix_cache import EmptyPrefixIndex, HashPrefixIndex, PrefixIndex
+from xllm.errors import InternalError
 from xllm.types.batch import BlockCopy, PageOrder
 from xllm.types.block_hash import next_hash
 from xllm.types.ids import BlockHash, BlockId, SeqId
@@ -31,6 +33,8 @@ from xllm.types.kv_layout import KVLayout
 from xllm.types.pages import PageGeometry
 
 NUM_STATE_SLOTS = 2
+MIN_COPIED_SHARE = 8
+"""A prefix that ends inside a page is worth a copy from one eighth of a page on."""
 
 
 class Promise(NamedTuple):
@@ -46,12 +50,18 @@ class Promise(NamedTuple):
 class PrefixHit:
     """What is already there of a sequence: ``num_tokens`` in ``blocks`` (per group).
 
-    ``copy_last``: the last block is hit whole but its last token must be recomputed, so it is copied first.
+    ``num_copied``: above 0 the last block is not shared, its first tokens are copied: a whole prompt is there but its
+    last token must be recomputed, or the prefix ends inside a page.
     """
 
     num_tokens: int
     blocks: tuple[tuple[BlockId, ...], ...]
-    copy_last: bool = False
+    num_copied: int = 0
+
+    @property
+    def copy_last(self) -> bool:
+        """Whether the last block is a source only."""
+        return self.num_copied > 0
 
 
 class KVCache:
@@ -80,16 +90,24 @@ class KVCache:
         ]
         self.pools: list[Pool]
         self.placement: Placement
+        self._partial: PartialMatches | None = None
         if pages is None:
             self.pools = [BlockPool(n, p.on_evict) for n, p in zip(num_blocks, self.prefixes, strict=True)]
             self.placement = PlainPlacement(self.pools)
         else:
             assert len(layout.groups) == 1 and not any(self._is_state), "pages hold one group of tokens"
-            pool = PagePool(num_blocks[0], self.prefixes[0].on_evict)
+            pool = PagePool(num_blocks[0], self._on_evict)
+            self._partial = PartialMatches() if caching else None
             self.pools = [pool]
             self.placement = RangePlacement(pool, pages, num_ahead_tokens=num_ahead_tokens)
         self.no_hit = PrefixHit(0, tuple(() for _ in self._group_ids))
         self._caching = caching
+
+    def _on_evict(self, block_hash: BlockHash, block: BlockId) -> None:
+        """Pages: what is forgotten is forgotten in both indexes."""
+        self.prefixes[0].on_evict(block_hash, block)
+        if self._partial is not None:
+            self._partial.drop(block_hash)
 
     # -- sizes ------------------------------------------------------------------------------------------------------
 
@@ -136,14 +154,25 @@ class KVCache:
             start = len(hashes) * size
             hashes.append(next_hash(hashes[-1] if hashes else root, token_ids[start : start + size]))
 
-    def match(self, tables: BlockTables, num_tokens: int) -> PrefixHit:
-        """The longest prefix of ``num_tokens`` known tokens that every group can restore, at most all but one."""
+    def match(
+        self,
+        tables: BlockTables,
+        num_tokens: int,
+        root: BlockHash | None = None,
+        token_ids: Sequence[int] = (),
+    ) -> PrefixHit:
+        """The longest prefix of ``num_tokens`` known tokens that every group can restore, at most all but one.
+
+        ``root`` and ``token_ids`` (a live view) let a hit end inside a page.
+        """
+        if root is not None:
+            tables.known = root, token_ids
         if not self._caching or num_tokens < 2:
             return self.no_hit
         known = tables.hashes[: num_tokens // self.block_size]
         found = [index.match(known) for index in self.prefixes]
         length = min(len(blocks) for blocks in found)
-        copy_last = False
+        num_copied = 0
         if length and length * self.block_size >= num_tokens:
             # All tokens are there, but one must run to give logits. Its block is shared, so it is copied; a promised
             # block has no content to copy yet.
@@ -153,9 +182,31 @@ class KVCache:
             ):
                 length -= 1
             else:
-                copy_last = True
+                num_copied = self.block_size - 1
+        elif self._partial is not None and tables.known is not None:
+            return self._match_partly(tables, found[0][:length], num_tokens, *tables.known)
         tokens = min(length * self.block_size, num_tokens - 1)
-        return PrefixHit(tokens, tuple(tuple(f[:length]) for f in found), copy_last)
+        return PrefixHit(tokens, tuple(tuple(f[:length]) for f in found), num_copied)
+
+    def _match_partly(
+        self,
+        tables: BlockTables,
+        whole: list[BlockId],
+        num_tokens: int,
+        root: BlockHash,
+        token_ids: Sequence[int],
+    ) -> PrefixHit:
+        """Whole pages, and the tokens after them as far as some other page begins with them."""
+        assert self._partial is not None
+        num_whole = len(whole) * self.block_size
+        parent = tables.hashes[len(whole) - 1] if whole else root
+        best = self._partial.find(
+            parent, token_ids[num_whole : min(num_tokens - 1, num_whole + self.block_size)]
+        )
+        if best is None or best[1] < max(1, self.block_size // MIN_COPIED_SHARE):
+            return PrefixHit(num_whole, (tuple(whole),))
+        name, length = best
+        return PrefixHit(num_whole + length, ((*whole, *self.prefixes[0].match((name,))),), length)
 
     def try_admit(
         self, seq: SeqId, tables: BlockTables, hit: PrefixHit, num_tokens: int
@@ -181,7 +232,7 @@ class KVCache:
             if hit.copy_last:
                 source = kept.pop()
                 # Copies run before the step's forward, so the source may be released (and reused) right away.
-                copies.append(BlockCopy(group, source, fresh[group][0], self.block_size - 1))
+                copies.append(BlockCopy(group, source, fresh[group][0], hit.num_copied))
                 self.pools[group].release((source,))
             for block in kept:
                 self.prefixes[group].use(seq, block)
@@ -253,12 +304,18 @@ class KVCache:
                 if pool.hash_of(block) is None and index.promise(block, name, parent):
                     pool.name(block, name)
                     made.append(Promise(seq, group, block, name))
+                    if self._partial is not None and tables.known is not None:
+                        root, ids = tables.known
+                        size = self.block_size
+                        self._partial.promise(name, parent or root, ids[i * size : (i + 1) * size])
         tables.num_promised = end
         return made
 
     def commit(self, promises: Iterable[Promise]) -> None:
         """The step succeeded: what it promised is there."""
         for promise in promises:
+            if self._partial is not None and self.is_promised(promise):
+                self._partial.commit(promise.name)
             self.prefixes[promise.group].commit(promise.block, promise.name)
 
     def retract(self, promises: Iterable[Promise]) -> set[SeqId]:
@@ -268,6 +325,8 @@ class KVCache:
             if self.prefixes[group].is_promised(block, name):  # else its block was freed and reused
                 users |= self.prefixes[group].retract(block)
                 self.pools[group].forget(block)
+                if self._partial is not None:
+                    self._partial.drop(name)
         return users
 
     def is_promised(self, promise: Promise) -> bool:
@@ -301,6 +360,8 @@ class KVCache:
     def reset_prefixes(self) -> int:
         """Forget every committed prefix; returns how many blocks lost their name."""
         count = 0
+        if self._partial is not None:
+            self._partial.clear()
         for index, pool in zip(self.prefixes, self.pools, strict=True):
             for block in index.clear():
                 pool.forget(block)
@@ -326,3 +387,7 @@ class KVCache:
             pool.check(count)
             index.check(pool)
         self.placement.check(everybody)
+        for name in self._partial.names() if self._partial is not None else ():
+            found = self.prefixes[0].match((name,))
+            if not found or self.prefixes[0].is_promised(found[0], name):
+                raise InternalError("a page that no prefix may hit could be copied from")

@@ -215,7 +215,8 @@ class Scheduler:
         else:
             if known // cache.block_size > len(seq.tables.hashes):
                 cache.extend_hashes(seq.tables, seq.root_hash, seq.token_ids)
-            hit = cache.match(seq.tables, known if seq.prompt_logprobs_sent else 0)
+            num_known = known if seq.prompt_logprobs_sent else 0
+            hit = cache.match(seq.tables, num_known, seq.root_hash, seq.token_ids)
             num_new = self._chunk(seq, hit.num_tokens, known - hit.num_tokens, plan)
             if num_new == 0:
                 return False
