@@ -66,9 +66,12 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def test_everybody_sees_everybody(world: World) -> None:
+    until(lambda: len(world.status()["services"]) == 2 and len(world.status()["leaders"]) == 1, WAIT_S)
     found = world.status()
     assert [(row["id"], row["state"]) for row in found["instances"]] == [("a", "ready"), ("b", "ready")]
     assert sorted(row["url"] for row in found["services"]) == sorted(world.urls)
+    (leader,) = found["leaders"]
+    assert leader["duty"] == "controller" and leader["holder"] in {row["id"] for row in found["services"]}
     assert {world.complete(url) for url in world.urls for _ in range(4)} == {200}
     with Command("cluster", "status", *world.registry, "--json") as status:
         assert status.process.wait(60) == 0
@@ -140,3 +143,16 @@ def test_another_block_size_is_refused_with_the_reason(world: World) -> None:
         assert world.complete(world.urls[0]) == 200
         assert odd.end() == 0
     until(lambda: len(world.status()["instances"]) == 2, WAIT_S)
+
+
+def test_the_leader_is_killed_and_another_replica_leads_and_serves(world: World) -> None:
+    found = world.status()
+    (leader,) = found["leaders"]
+    pids = {row["id"]: row["pid"] for row in found["services"]}
+    (index,) = [n for n, service in enumerate(world.services) if service.pid == pids[leader["holder"]]]
+    killed, _ = world.services.pop(index), world.urls.pop(index)
+    os.kill(killed.pid, signal.SIGKILL)
+    (other,) = set(pids) - {leader["holder"]}
+    until(lambda: [row["holder"] for row in world.status()["leaders"]] == [other], WAIT_S)
+    assert {world.complete(world.urls[0]) for _ in range(4)} == {200}
+    until(lambda: [row["id"] for row in world.status()["services"]] == [other], WAIT_S)

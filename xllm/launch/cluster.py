@@ -14,6 +14,7 @@ from functools import partial
 
 from xllm import __version__
 from xllm.api.text_pipeline import TextPipeline
+from xllm.base.clock import MonotonicClock
 from xllm.base.event_loop import run_event_loop
 from xllm.base.waits import WaitTable
 from xllm.config.cluster import ClusterConfig, InstanceConfig, RegistryConfig
@@ -32,6 +33,7 @@ from xllm.registry.records import (
     encode_record,
     instance_key,
     instances_prefix,
+    leader_key,
     services_prefix,
 )
 from xllm.registry.rpc_server import RegistryListener
@@ -39,9 +41,12 @@ from xllm.registry.store import Store
 from xllm.rpc.address import parse_address
 from xllm.service.build import ServiceOptions, build_text
 from xllm.service.cluster.instance import Patience
+from xllm.service.election import Election
 
 log = logging.getLogger(__name__)
 
+CONTROLLER = "controller"
+"""The duty of whoever decides for the whole cluster; one service replica holds it."""
 FIRST_ENGINE_S = 600.0
 """How long a service over a registry waits for its first engine."""
 
@@ -154,6 +159,7 @@ async def _run(
     directory = Directory(store, instances_prefix(registry.namespace), token=token)
     directory.start()
     publishers: list[Publisher] = []
+    elections: list[Election] = []
     options = ServiceOptions(
         patience=Patience(
             suspect_after_s=cluster.suspect_after_s,
@@ -165,20 +171,24 @@ async def _run(
     )
 
     def publish(url: str) -> None:
-        publishers.append(_publish_service(store, registry, url))
+        service_id = f"service-{secrets.token_hex(4)}"
+        publishers.append(_publish_service(store, registry, service_id, url))
+        key = leader_key(registry.namespace, CONTROLLER)
+        elections.append(Election(store, key, service_id, ttl_s=registry.lease_ttl_s, clock=MonotonicClock()))
+        elections[-1].start()
 
     try:
         await run_edge(config, text, directory, waits=waits, options=options, on_listening=publish)
     finally:
+        for election in elections:
+            await election.close()
         for publisher in publishers:
             await publisher.close()
         await directory.close()
 
 
-def _publish_service(store: Store, registry: RegistryConfig, url: str) -> Publisher:
-    record = PublishedService(
-        id=f"service-{secrets.token_hex(4)}", url=url, pid=os.getpid(), version=__version__
-    )
+def _publish_service(store: Store, registry: RegistryConfig, service_id: str, url: str) -> Publisher:
+    record = PublishedService(id=service_id, url=url, pid=os.getpid(), version=__version__)
     key = services_prefix(registry.namespace) + record.id
 
     def is_mine(value: bytes) -> bool:

@@ -4,8 +4,9 @@
     policy/       pure functions (Request, ClusterView) -> Route
     router.py     applies the policy; says why nothing can serve
     dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
-    service.py    Service: the edge's Backend; the only file here with sockets and tasks
+    service.py    Service: the edge's Backend; the file here with sockets and tasks
+    election.py   at most one replica holds a duty, by compare-and-set in the registry
     build.py      wires all of it from the configuration
 
-Everything but service.py and build.py is synchronous and takes its time from a Clock.
+Everything but service.py, election.py and build.py is synchronous and takes its time from a Clock.
 """
