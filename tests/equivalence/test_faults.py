@@ -11,8 +11,9 @@ import torch
 from tests.equivalence.conftest import SmallModel
 from tests.equivalence.engines import Comparison, build_engine, request
 from tests.equivalence.families import VOCAB
-from xllm.engine.models import LayerHooks, ModelInput
-from xllm.engine.runner.graph_book import GraphBook
+from xllm.engine.models import LayerHooks
+from xllm.engine.runner.graph_book import GraphBook, Launch
+from xllm.engine.runner.step_plan import StepPlan
 
 GetModel = Callable[[str], SmallModel]
 
@@ -61,8 +62,11 @@ class BrittleBook:
         self._failing = failing
         self.num_forwards = 0
 
-    def forward(self, inp: ModelInput, hooks: LayerHooks) -> torch.Tensor:
-        hidden = self._book.forward(inp, hooks)
+    def prepare(self, plan: StepPlan) -> Launch:
+        return self._book.prepare(plan)
+
+    def forward(self, launch: Launch, hooks: LayerHooks) -> torch.Tensor:
+        hidden = self._book.forward(launch, hooks)
         self.num_forwards += 1
         if self.num_forwards in self._failing:
             raise torch.OutOfMemoryError("out of memory, said the test")
@@ -76,7 +80,7 @@ def test_a_failed_step_ends_its_own_requests_and_no_others(depth: int, small_mod
         model.path, depth=depth, block_size=4, max_model_len=128, max_num_batched_tokens=24, max_num_seqs=3
     )
     runner = engine.executor._runner  # type: ignore[attr-defined]
-    runner._book = BrittleBook(runner._book, {4, 5, 21})
+    runner.graph_book = BrittleBook(runner.graph_book, {4, 5, 21})
     prompts = make_prompts(9)
     done = engine.run([request(name, prompt, 15) for name, prompt in prompts.items()])
     failed = [name for name in prompts if done[name, 0].finish_reason == "error"]
