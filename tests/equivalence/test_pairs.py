@@ -227,7 +227,7 @@ def check_evidence(cell: Cell, engine: SyncEngine, admission: CountingAdmission,
     assert (sum(row.after is not None for row in rows) > 20) == is_async
     assert (scheduler.num_hit_tokens > 0) == (cell["prefix_cache"] == "on")
     if cell["chunk"] != "whole":
-        assert sum(row.num_logits == 0 for row in rows) >= 5  # pieces of prompts
+        assert sum(row.num_logits == 0 for row in rows) >= 3  # pieces of prompts
     if cell["preemption"] == "forced":
         assert scheduler.num_preemptions >= 2
     assert admission.num_refused > 0

@@ -28,7 +28,9 @@ def spec(tiny_model_dir: Path) -> ModelSpec:
     return read_model_spec(tiny_model_dir)
 
 
-def run(spec: ModelSpec, *, device: str = "cpu", max_map_count: int = 65530, **cache: Any) -> ResolvedEngineConfig:
+def run(
+    spec: ModelSpec, *, device: str = "cpu", max_map_count: int = 65530, **cache: Any
+) -> ResolvedEngineConfig:
     config = EngineConfig(
         model=ModelConfig(model="m", dtype="float32", max_model_len=64),
         cache=CacheConfig(kv_layout="xtensor", **cache),
