@@ -5,6 +5,7 @@
     router.py     applies the policy; says why nothing can serve
     dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
     service.py    Service: the edge's Backend; the file here with sockets and tasks
+    wire_names.py other names for requests whose id another replica uses in the same engine
     election.py   at most one replica holds a duty, by compare-and-set in the registry
     build.py      wires all of it from the configuration
 

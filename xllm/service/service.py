@@ -24,7 +24,7 @@ from xllm.api.text_pipeline import TextPipeline
 from xllm.base.clock import Clock
 from xllm.base.trace import DecisionTrace
 from xllm.base.waits import Wait, WaitTable
-from xllm.errors import CapacityError, ConfigError, DeadlineExceeded, InstanceLost, XllmError
+from xllm.errors import CapacityError, ConfigError, DeadlineExceeded, InstanceLost, InvalidRequest, XllmError
 from xllm.registry.registry import InstanceRecord, InstanceRegistry, RegistryEvent
 from xllm.rpc.client import EngineClient
 from xllm.service.cluster.cluster import TICK_S, Cluster
@@ -32,6 +32,7 @@ from xllm.service.cluster.view import ClusterView
 from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
 from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, DEFAULT_DEADLINE_S, Dispatch
 from xllm.service.router import Router
+from xllm.service.wire_names import WireNames
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import OutputFrame
 from xllm.types.request import Request, Route
@@ -77,6 +78,7 @@ class Service:
         self._build_model = build_model
         self._model: ServedModel | None = None
         self._peer = f"service-{secrets.token_hex(6)}"
+        self._names = WireNames(self._peer)
         self._clients: dict[InstanceId, EngineClient] = {}
         self._sinks: dict[RequestId, tuple[OutputSink, Wait]] = {}
         self._submits: dict[RequestId, asyncio.Future[None]] = {}
@@ -211,8 +213,9 @@ class Service:
             {"source": "service", "age_s": item.age_s, "event": item.event, **item.fields}
             for item in self._trace.for_request(request_id)
         ]
+        wire_id = self._names.wire_id(request_id)
         for instance_id, client in list(self._clients.items()):
-            rows += await self._ask(instance_id, client.debug_request(request_id, deadline_s=DEBUG_TIMEOUT_S))
+            rows += await self._ask(instance_id, client.debug_request(wire_id, deadline_s=DEBUG_TIMEOUT_S))
         return rows
 
     async def debug_waits(self) -> Sequence[Row]:
@@ -242,7 +245,7 @@ class Service:
                 client = self._clients.get(command.instance)
                 if client is not None and not client.is_lost:
                     client.send_abort(
-                        command.request_id,
+                        self._names.wire_id(command.request_id),
                         attempt=command.attempt,
                         choice=command.choice,
                         reason=command.reason,
@@ -278,6 +281,7 @@ class Service:
 
     def _release(self, request_id: RequestId) -> None:
         entry = self._sinks.pop(request_id, None)
+        self._names.forget(request_id)
         if entry is not None:
             entry[1].__exit__(None, None, None)
         if not len(self._dispatch):
@@ -290,7 +294,13 @@ class Service:
         try:
             if client is None or instance is None:
                 raise InstanceLost(f"instance {command.instance} is not connected")
-            await client.submit(request, deadline_s=SUBMIT_TIMEOUT_S)
+            try:
+                await client.submit(self._names.outgoing(request), deadline_s=SUBMIT_TIMEOUT_S)
+            except InvalidRequest as error:
+                # Dispatch has no second request of this id: the other one is another replica's.
+                if not self._names.is_clash(error) or request.id not in self._dispatch:
+                    raise
+                await client.submit(self._names.rename(request), deadline_s=SUBMIT_TIMEOUT_S)
         except XllmError as error:
             self._carry_out(self._dispatch.on_refused(request.id, request.attempt, error))
         else:
@@ -387,7 +397,7 @@ class Service:
         return client
 
     def _on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
-        self._carry_out(self._dispatch.on_outputs(instance_id, frame.outputs))
+        self._carry_out(self._dispatch.on_outputs(instance_id, self._names.incoming(frame.outputs)))
 
     def _on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
         instance = self._cluster.get(instance_id)

@@ -195,8 +195,9 @@ class EngineServer:
         choice: int | None,
         reason: str,
     ) -> None:
-        """End a request or a choice of it."""
-        self._steps.abort(request_id, attempt, choice, reason)
+        """End a request or a choice of it; another service's is none of its business."""
+        if self._sessions.owns(connection, (request_id, attempt)):
+            self._steps.abort(request_id, attempt, choice, reason)
 
     def load(self) -> LoadReply:
         """Load and health now."""

@@ -134,6 +134,11 @@ class Sessions:
         session.requests.add(key)
         self._owned[key] = _Owned(session, set(request.open_choices))
 
+    def owns(self, connection: EngineConnection, key: RequestKey) -> bool:
+        """Whether the request was submitted by this connection's peer and has an open choice."""
+        owned = self._owned.get(key)
+        return owned is not None and owned.session is self._by_connection.get(connection)
+
     def deliver(self, step: StepId, outputs: list[RequestOutput]) -> None:
         """Send each session its outputs as one frame."""
         groups: dict[Session, list[RequestOutput]] = {}
