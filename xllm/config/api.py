@@ -26,6 +26,12 @@ class ApiConfig:
     """A request that has not ended after this long ends with an error; a client may ask for less."""
     stall_timeout_s: float = 5.0
     """/health turns 503 when the engine has work but shows no progress for this long."""
+    routing_policy: Literal["round_robin", "least_loaded", "cache_aware", "session_affinity"] = opt(
+        "round_robin", "--routing-policy"
+    )
+    """How the service chooses among several engines."""
+    failover_timeout_s: float = 10.0
+    """A request whose engine was lost waits at most this long for another one that can take it."""
     shutdown_timeout_s: float = opt(30.0, "--shutdown-timeout")
     """On SIGTERM, seconds that requests in flight may take to finish; 0: end them at once."""
     metrics_compat: Literal["none", "vllm"] = opt("none", "--metrics-compat")
@@ -49,6 +55,10 @@ class ApiConfig:
                 (0 <= self.port <= 65535, f"port is {self.port}: 0 to 65535"),
                 (bool(self.host), "host is empty: use 127.0.0.1 or 0.0.0.0"),
                 *((v > 0, f"{name} is {v}: more than 0") for name, v in positive),
+                (
+                    self.failover_timeout_s >= 0,
+                    f"failover_timeout_s is {self.failover_timeout_s}: at least 0",
+                ),
                 (
                     self.shutdown_timeout_s >= 0,
                     f"shutdown_timeout_s is {self.shutdown_timeout_s}: at least 0",

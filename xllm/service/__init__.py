@@ -1,7 +1,9 @@
 """The service: takes requests from the edge, chooses instances, follows attempts, survives their deaths.
 
     cluster/      what is known of the instances: immutable views, one state machine per instance, health
-    policy/       pure functions (Request, ClusterView) -> Route
+    policy/       pure functions (Request, ClusterView) -> a score per instance; the least wins
+    kv_index.py   which instance holds which cached prefix, from KV events
+    prefix_feeds.py  that index, and how well what it predicts holds
     router.py     applies the policy; says why nothing can serve
     dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
     service.py    Service: the edge's Backend; the file here with sockets and tasks

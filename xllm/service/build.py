@@ -18,8 +18,10 @@ from xllm.registry.registry import InstanceRegistry
 from xllm.service.cluster.cluster import Cluster
 from xllm.service.cluster.instance import Patience
 from xllm.service.dispatch.dispatch import Dispatch
+from xllm.service.dispatch.retry import RetryLimits
 from xllm.service.policy import POLICIES
-from xllm.service.router import Policy, Router
+from xllm.service.policy.score import Policy
+from xllm.service.router import Router
 from xllm.service.service import Service
 from xllm.types.instance import InstanceInfo
 
@@ -69,7 +71,6 @@ async def build_service(
     text: TextPipeline | None = None,
     clock: Clock | None = None,
     waits: WaitTable | None = None,
-    policy: str = "round_robin",
     options: ServiceOptions | None = None,
 ) -> Service:
     """A started service over the engines of ``registry``. Call inside the event loop; ``close`` it at the end.
@@ -109,8 +110,8 @@ async def build_service(
             patience=options.patience,
             may_serve=may_serve,
         ),
-        router=Router(cast(Policy, POLICIES.load(policy))),
-        dispatch=Dispatch(clock, trace),
+        router=Router(cast(Policy, POLICIES.load(config.api.routing_policy))),
+        dispatch=Dispatch(clock, trace, limits=RetryLimits(max_wait_s=config.api.failover_timeout_s)),
         registry=registry,
         clock=clock,
         waits=waits or WaitTable(clock),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 
 from xllm.errors import CapacityError
 from xllm.service.cluster.view import ClusterView
+from xllm.service.policy.score import Decision, Policy
 from xllm.types.ids import InstanceId
 from xllm.types.request import Request, Route
-
-Policy = Callable[[Request, ClusterView], Route | None]
 
 _RETRY_AFTER_S = 5.0
 
@@ -20,24 +19,33 @@ class Router:
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
 
+    @property
+    def wants_prefixes(self) -> bool:
+        """Whether the policy looks at who has cached what."""
+        return self._policy.wants_prefixes
+
     def route(self, request: Request, view: ClusterView) -> Route:
         """Where a request goes.
 
         Raises:
             CapacityError: 503, no instance can take it; the message says in what state they are.
         """
-        route = self.try_route(request, view)
-        if route is None:
+        return self.decide(request, view).route
+
+    def decide(self, request: Request, view: ClusterView) -> Decision:
+        """Where a request goes, and why; raises as :meth:`route`."""
+        decision = self._policy.decide(request, view)
+        if decision is None:
             states = ", ".join(f"{item.id} is {item.state}" for item in view.instances) or "none is known"
             raise CapacityError(
                 f"no engine can take a request: {states}", status=503, retry_after_s=_RETRY_AFTER_S
             )
-        return route
+        return decision
 
-    def try_route(
+    def try_decide(
         self, request: Request, view: ClusterView, avoid: frozenset[InstanceId] = frozenset()
-    ) -> Route | None:
+    ) -> Decision | None:
         """Where a request goes when it must not be one of ``avoid``; None: nobody else can take it."""
         if avoid:
-            view = ClusterView(instances=tuple(item for item in view.instances if item.id not in avoid))
-        return self._policy(request, view)
+            view = replace(view, instances=tuple(item for item in view.instances if item.id not in avoid))
+        return self._policy.decide(request, view)

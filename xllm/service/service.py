@@ -15,6 +15,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from msgspec import structs
@@ -31,12 +32,14 @@ from xllm.service.cluster.cluster import TICK_S, Cluster
 from xllm.service.cluster.view import ClusterView
 from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
 from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, DEFAULT_DEADLINE_S, Dispatch
+from xllm.service.policy.score import Decision
+from xllm.service.prefix_feeds import PrefixFeeds
 from xllm.service.router import Router
 from xllm.service.wire_names import WireNames
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import OutputFrame
 from xllm.types.request import Request, Route
-from xllm.types.wire import LoadReply
+from xllm.types.wire import KvEvents, LoadReply
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +94,7 @@ class Service:
         self._unwatch: Callable[[], None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
+        self._prefixes = PrefixFeeds()
 
     # -- life --
 
@@ -167,9 +171,10 @@ class Service:
         """Route a request and hand it to its engine; see Backend.submit."""
         if self._is_draining:
             raise CapacityError("the server is shutting down", status=503, retry_after_s=5.0)
-        route = self._router.route(request, self._view())
+        decision = self._router.decide(request, self._view())
+        route = decision.route
         commands = self._dispatch.begin(structs.replace(request, route=route))
-        self._count_routed(route)
+        self._note_decision(request, decision)
         bound_s = (request.deadline_in_s or DEFAULT_DEADLINE_S) + 2 * DEADLINE_SLACK_S
         wait = self._waits.watch(f"request {request.id}", f"outputs of {route.prefill}", bound_s)
         self._sinks[request.id] = (sink, wait.__enter__())
@@ -371,6 +376,7 @@ class Service:
             token=record.token,
             on_outputs=lambda frame: self._on_outputs(instance_id, frame),
             on_heartbeat=lambda reply: self._on_heartbeat(instance_id, reply),
+            on_kv_events=lambda events: self._on_kv_events(instance_id, events),
             on_lost=on_lost,
             waits=self._waits,
         )
@@ -389,6 +395,8 @@ class Service:
         if instance is not None:
             instance.on_connected(structs.replace(info, id=instance_id))
         self._clients[instance_id] = client
+        if self._router.wants_prefixes:
+            self._spawn(self._follow_cache(instance_id))
         self._changed.set()
         if is_same:
             self._carry_out(self._dispatch.on_instance_back(instance_id))
@@ -397,7 +405,24 @@ class Service:
         return client
 
     def _on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
-        self._carry_out(self._dispatch.on_outputs(instance_id, self._names.incoming(frame.outputs)))
+        outputs = self._names.incoming(frame.outputs)
+        if self._prefixes.has_predictions:
+            self._prefixes.on_outputs(outputs)
+        self._carry_out(self._dispatch.on_outputs(instance_id, outputs))
+
+    def _on_kv_events(self, instance_id: InstanceId, events: KvEvents) -> None:
+        if not self._prefixes.index.apply(instance_id, events.batch, is_snapshot=events.is_snapshot):
+            log.warning("instance %s: KV events are missing; asking for all of them", instance_id)
+            self._spawn(self._follow_cache(instance_id))
+
+    async def _follow_cache(self, instance_id: InstanceId) -> None:
+        """Subscribe (again) to an instance's KV events; without them it is routed to by load alone."""
+        client = self._clients.get(instance_id)
+        if client is not None:
+            try:
+                await client.subscribe_kv_events()
+            except XllmError as error:
+                log.warning("instance %s sends no KV events: %s", instance_id, error.message)
 
     def _on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
         instance = self._cluster.get(instance_id)
@@ -408,6 +433,7 @@ class Service:
         instance = self._cluster.get(instance_id)
         if instance is not None:
             instance.on_lost(error.message)
+        self._prefixes.index.purge(instance_id)
         if not self._is_closing:
             log.warning("instance %s: %s", instance_id, error.message)
         self._carry_out(self._dispatch.on_instance_lost(instance_id, error))
@@ -423,6 +449,7 @@ class Service:
             elif instance.is_forgettable:
                 self._forget_instance(instance.info.id, "has neither lease nor connection")
         self._give_up_stalled()
+        self._prefixes.tick()
         self._carry_out(self._dispatch.tick())
 
     def _give_up_stalled(self) -> None:
@@ -449,21 +476,25 @@ class Service:
 
     def choose(self, request: Request, avoid: frozenset[InstanceId]) -> Route | None:
         """Where the next attempt of a request goes: dispatch asks."""
-        route = self._router.try_route(request, self._view(), avoid)
-        if route is not None:
-            self._count_routed(route)
-        return route
+        decision = self._router.try_decide(request, self._view(), avoid)
+        if decision is None:
+            return None
+        self._note_decision(request, decision)
+        return decision.route
 
-    def _count_routed(self, route: Route) -> None:
-        instance = self._cluster.get(route.prefill)
+    def _note_decision(self, request: Request, decision: Decision) -> None:
+        chosen = decision.chosen
+        instance = self._cluster.get(chosen.instance)
         if instance is not None:
             instance.num_routed += 1
+        self._trace.record(request.id, "scored", {"instance": chosen.instance, **chosen.parts})
+        self._prefixes.on_routed(request, chosen.instance, chosen.parts.get("hit_tokens"))
 
     def _view(self) -> ClusterView:
         """The cluster now, with what this service has there now."""
         for instance in self._cluster:
             instance.num_inflight = self._dispatch.num_inflight(instance.info.id)
-        return self._cluster.view()
+        return replace(self._cluster.view(), prefixes=self._prefixes.index)
 
     def _faults(self) -> list[str]:
         """Why instances cannot be used."""

@@ -47,6 +47,7 @@ FLAGS = [
     "--profile-startup",
     "--revision",
     "--root-path",
+    "--routing-policy",
     "--rpc-token",
     "--scheduling-policy",
     "--seed",

@@ -296,6 +296,7 @@ def test_debug_rows_say_where_they_come_from() -> None:
             assert {row["source"] for row in rows} == {"service", "engine-0"}
             assert [row["event"] for row in rows if row["source"] == "service"] == [
                 "routed",
+                "scored",
                 "accepted",
                 "ended",
             ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
-from xllm.types.ids import InstanceId
+from xllm.types.ids import BlockHash, InstanceId
 from xllm.types.instance import InstanceInfo, InstanceState, LoadReport
 
 
@@ -38,11 +40,29 @@ class InstanceView:
         return self.state in ("ready", "degraded")
 
 
+class Prefixes(Protocol):
+    """Who holds which cached prefix."""
+
+    def match(self, hashes: Sequence[BlockHash]) -> Mapping[InstanceId, float]:
+        """Blocks of the prefix that each instance holds; who holds none may be left out."""
+        ...
+
+
+class NoPrefixes:
+    """Nothing is known of anybody's cache."""
+
+    def match(self, hashes: Sequence[BlockHash]) -> Mapping[InstanceId, float]:
+        """Nobody holds anything."""
+        return {}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterView:
     """All instances, ordered by id."""
 
     instances: tuple[InstanceView, ...]
+    prefixes: Prefixes = field(default_factory=NoPrefixes)
+    """Asked once per decision."""
 
     def routable(self) -> tuple[InstanceView, ...]:
         """Ready instances, or the degraded ones when none is ready."""

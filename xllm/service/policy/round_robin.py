@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from xllm.service.cluster.view import ClusterView
-from xllm.types.request import Request, Route
+from xllm.service.policy.score import Policy, Score
+from xllm.types.request import Request
 
 
-def round_robin(request: Request, view: ClusterView) -> Route | None:
-    """The routable instance with the fewest requests routed so far; ties go by id. It prefills and decodes."""
-    instances = view.routable()
-    if not instances:
-        return None
-    chosen = min(instances, key=lambda item: (item.num_routed, item.id))
-    return Route(prefill=chosen.id, decode=chosen.id)
+def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
+    return tuple(
+        Score(item.id, float(item.num_routed), {"routed": float(item.num_routed)}) for item in view.routable()
+    )
+
+
+round_robin = Policy("round_robin", _score)
+"""The routable instance with the fewest requests routed so far."""

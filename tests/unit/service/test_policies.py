@@ -1,0 +1,153 @@
+"""Policies are pure functions of request and view; each test draws the view by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from xllm.service.cluster.view import ClusterView, InstanceView
+from xllm.service.kv_index import KvIndex
+from xllm.service.policy import POLICIES
+from xllm.service.policy.cache_aware import cache_aware
+from xllm.service.policy.least_loaded import least_loaded
+from xllm.service.policy.score import Policy
+from xllm.service.policy.session_affinity import session_affinity
+from xllm.service.prefix_feeds import ALARM_REQUESTS, PrefixFeeds
+from xllm.service.router import Router
+from xllm.types.block_hash import block_hashes, root_hash
+from xllm.types.instance import InstanceInfo, LoadReport
+from xllm.types.kv_event import KvEvent, KvEventBatch
+from xllm.types.output import RequestOutput
+from xllm.types.request import Request
+
+SIZE = 16
+
+
+def instance(
+    name: str, *, state: Any = "ready", unreported: int = 0, routed: int = 0, **load: int
+) -> InstanceView:
+    return InstanceView(
+        info=InstanceInfo(id=name, incarnation="i", address="a", model="m"),
+        state=state,
+        load=LoadReport(**load),
+        num_inflight=0,
+        num_routed=routed,
+        num_unreported=unreported,
+    )
+
+
+def request(num_tokens: int = 1600, first: int = 0, **fields: Any) -> Request:
+    ids = tuple(range(first, first + num_tokens))
+    hashes = block_hashes(ids, block_size=SIZE, root=root_hash(block_size=SIZE))
+    return Request(id="r", prompt_token_ids=ids, seed=0, block_hashes=hashes, block_hash_size=SIZE, **fields)
+
+
+def view(*instances: InstanceView, **held: int) -> ClusterView:
+    """``held``: instance -> blocks of request()'s prefix it has."""
+    index = KvIndex()
+    for name, num in held.items():
+        index.apply(
+            name, KvEventBatch(0, (KvEvent("stored", request().block_hashes[:num]),)), is_snapshot=True
+        )
+    return ClusterView(instances=instances, prefixes=index)
+
+
+def chosen(policy: Policy, wanted: Request, seen: ClusterView) -> str:
+    decision = policy.decide(wanted, seen)
+    assert decision is not None
+    assert decision.chosen.total == min(score.total for score in decision.scores)
+    return decision.route.prefill
+
+
+@pytest.mark.parametrize("name", ["round_robin", "least_loaded", "cache_aware", "session_affinity"])
+def test_every_policy_takes_only_who_can_serve_and_says_none(name: str) -> None:
+    policy: Any = POLICIES.load(name)
+    assert isinstance(policy, Policy) and policy.name == name
+    assert (
+        policy.decide(request(), view(instance("a", state="draining"), instance("b", state="lost"))) is None
+    )
+    assert chosen(policy, request(tenant="t"), view(instance("a", state="suspect"), instance("b"))) == "b"
+    both = view(instance("a"), instance("b"))
+    assert chosen(policy, request(tenant="t"), both) == chosen(policy, request(tenant="t"), both)
+    router = Router(policy)
+    decision = router.try_decide(request(), both, frozenset("a"))
+    assert decision is not None and decision.route.decode == "b"
+    assert router.try_decide(request(), both, frozenset("ab")) is None
+
+
+def test_least_loaded_counts_what_waits_what_runs_and_what_is_on_its_way() -> None:
+    assert chosen(least_loaded, request(), view(instance("a", num_waiting_tokens=500), instance("b"))) == "b"
+    assert (
+        chosen(least_loaded, request(), view(instance("a", num_running=3), instance("b", num_running=2)))
+        == "b"
+    )
+    assert (
+        chosen(least_loaded, request(), view(instance("a", unreported=1), instance("b", num_running=9)))
+        == "b"
+    )
+    assert (
+        chosen(least_loaded, request(8), view(instance("a", unreported=1), instance("b", num_running=9)))
+        == "a"
+    )
+
+
+def test_cache_aware_weighs_a_prefix_against_a_queue_as_real_numbers() -> None:
+    assert chosen(cache_aware, request(), view(instance("a"), instance("b"), b=10)) == "b"
+    # 10 of 100 blocks more are worth 160 tokens: less than a queue of 170, more than one of 150.
+    busy, idle = instance("b", num_waiting_tokens=170), instance("a")
+    assert chosen(cache_aware, request(), view(idle, busy, a=40, b=50)) == "a"
+    busy = instance("b", num_waiting_tokens=150)
+    assert chosen(cache_aware, request(), view(idle, busy, a=40, b=50)) == "b"
+    assert (
+        chosen(cache_aware, request(first=9), view(instance("a"), instance("b", num_running=1), b=100)) == "a"
+    )
+
+
+def test_cache_aware_does_not_feed_an_overloaded_instance() -> None:
+    loaded = instance("b", num_waiting=40)
+    seen = view(instance("a"), loaded, instance("c"), b=100)
+    assert chosen(cache_aware, request(), seen) == "a"
+    decision = cache_aware.decide(request(), seen)
+    assert decision is not None
+    assert next(s for s in decision.scores if s.instance == "b").parts["is_guarded"] == 1.0
+
+
+def test_a_burst_of_one_prefix_stays_together_before_any_event() -> None:
+    seen = view(instance("a"), instance("b"), a=0, b=0)
+    index = seen.prefixes
+    assert isinstance(index, KvIndex)
+    index.expect("b", request().block_hashes)
+    assert chosen(cache_aware, request(), seen) == "b"
+
+
+def test_sessions_stay_and_only_those_of_a_lost_instance_move() -> None:
+    names = [f"e{i}" for i in range(8)]
+    whole = ClusterView(instances=tuple(instance(n) for n in names))
+    less = ClusterView(instances=tuple(instance(n) for n in names if n != "e3"))
+    before = {f"t{i}": chosen(session_affinity, request(8, tenant=f"t{i}"), whole) for i in range(400)}
+    after = {tenant: chosen(session_affinity, request(8, tenant=tenant), less) for tenant in before}
+    assert all(after[t] == home for t, home in before.items() if home != "e3")
+    assert min(Counter(before.values()).values()) > 20
+    home = before["t0"]
+    full = [instance(n, num_waiting=100 if n == home else 0) for n in names]
+    assert chosen(session_affinity, request(8, tenant="t0"), ClusterView(instances=tuple(full))) != home
+
+
+def first_output(name: str, cached: int) -> RequestOutput:
+    return RequestOutput(name, 0, 0, 0, (1,), num_cached_tokens=cached)
+
+
+def test_predictions_are_compared_with_what_was_found_and_the_log_says_when_they_part() -> None:
+    feeds = PrefixFeeds()
+    wanted = request()
+    for actual, alarms in ((1600, 0), (100, 1), (100, 1)):
+        for _ in range(ALARM_REQUESTS):
+            feeds.on_routed(wanted, "a", 1599.0)
+            feeds.on_outputs([first_output("r", actual), RequestOutput("r", 0, 0, 1, (2,))])
+        feeds.tick()
+        assert feeds.num_alarms == alarms
+    assert not feeds.has_predictions
+    assert feeds.predicted_tokens["a"] == 1599 * 3 * ALARM_REQUESTS
+    assert feeds.actual_tokens["a"] == 1800 * ALARM_REQUESTS

@@ -1,0 +1,39 @@
+"""Cache aware: the least predicted time until the first token, with the prefix that each instance already holds.
+
+    total = wait_s (outstanding work) + prefill_s (prompt tokens that are not cached there)
+
+Both are real-valued seconds, so a long prefix outweighs a short queue and a long queue outweighs a short prefix. Load
+guard: an instance far above the mean gets no credit for its cache.
+"""
+
+from __future__ import annotations
+
+from xllm.service.cluster.view import ClusterView
+from xllm.service.policy.load import TOKENS_PER_S, guard_limit, outstanding_tokens
+from xllm.service.policy.score import Policy, Score
+from xllm.types.request import Request
+
+
+def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
+    items = view.routable()
+    cached = view.prefixes.match(request.block_hashes) if request.block_hashes else {}
+    limit = guard_limit(items) if cached else 0.0
+    size, num_tokens = request.block_hash_size, request.num_prompt_tokens
+    scores = []
+    for item in items:
+        blocks = cached.get(item.id, 0.0)
+        is_guarded = blocks > 0 and item.num_outstanding > limit
+        hit_tokens = 0.0 if is_guarded else min(blocks * size, num_tokens - 1.0)
+        wait_s = outstanding_tokens(item, num_tokens) / TOKENS_PER_S
+        prefill_s = (num_tokens - hit_tokens) / TOKENS_PER_S
+        parts = {
+            "wait_s": wait_s,
+            "prefill_s": prefill_s,
+            "hit_tokens": hit_tokens,
+            "is_guarded": float(is_guarded),
+        }
+        scores.append(Score(item.id, wait_s + prefill_s, parts))
+    return tuple(scores)
+
+
+cache_aware = Policy("cache_aware", _score, wants_prefixes=True)
