@@ -218,6 +218,8 @@ class PageMap:
 
     def _carry_out(self, order: PageOrder) -> None:
         place = (order.range_id, order.offset)
+        if order.kind == "map" and self._at.get(place) == order.page:
+            return  # its unmapping was taken back, or never came: a row may be using the place already
         try:
             if order.kind == "map":
                 self._at.pop(place, None)

@@ -77,6 +77,17 @@ def test_an_order_ahead_that_is_needed_at_once_is_carried_out_once() -> None:
     assert mapper.mapped == {(1, 0): 9, (1, 1): 5} and (pages.num_mapped, pages.num_repaired) == (2, 0)
 
 
+def test_what_is_mapped_is_not_mapped_again() -> None:
+    """The brain took an unmapping back before it left; a row may be at the place when the order is carried out."""
+    pages, mapper = make()
+    pages.place(batch(1, BatchRow(0, 0, 8, ()), new=(new_row(0, 1, 9, 5),), orders=maps(1, 9, 5)))
+    mapper.refusal = 1.0
+    orders = maps(1, 5, first=1, is_ahead=True)
+    placed = pages.place(batch(2, BatchRow(0, 0, 8, ()), new=(new_row(0, 1, 9, 5),), orders=orders))
+    pages.wait()
+    assert placed.rows[0].new_block_ids == ((8, 9),) and mapper.mapped[1, 1] == 5 and mapper.num_refused == 0
+
+
 def test_an_order_that_was_never_carried_out_is_made_good() -> None:
     pages, mapper = make()
     placed = pages.place(batch(5, BatchRow(0, 0, 5, ()), new=(new_row(0, 2, 4, 6),)))
