@@ -227,12 +227,13 @@ class _Resolver:
             check_page_bytes(cache.kv_page_bytes, token_bytes, system_page)
             return spec.kv_layout(block_size=cache.kv_page_bytes // token_bytes, dtype=dtype)
         page_bytes = page_bytes_from(0, token_bytes, system_page)
-        most = max_mappings(self.machine.max_map_count)
+        most, previous = max_mappings(self.machine.max_map_count), 0
         while True:
             layout = spec.kv_layout(block_size=page_bytes // token_bytes, dtype=dtype)
             num_pages = self.num_blocks_with(layout, device, dtype, max_num_seqs)
-            if num_pages <= most or cache.num_gpu_blocks_override is not None:
-                break
+            if num_pages <= most or num_pages == previous:
+                break  # what does not fit even so is refused by a check
+            previous = num_pages
             page_bytes = page_bytes_from(page_bytes * -(-num_pages // most), token_bytes, system_page)
         reason = f"{layout.block_size} tokens; the smallest of which {most} or fewer are needed"
         self.decide("cache.kv_page_bytes", page_bytes, reason)

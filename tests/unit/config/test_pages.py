@@ -90,6 +90,11 @@ def test_more_pages_than_can_be_mapped_are_refused_with_a_size_that_works(spec: 
         run(spec, num_gpu_blocks_override=500, max_map_count=1000)
 
 
+def test_more_sequences_than_mappings_are_refused(spec: ModelSpec) -> None:
+    with pytest.raises(ConfigError, match="can be mapped at once"):
+        run(spec, max_map_count=30)
+
+
 def test_a_gpu_has_no_virtual_ranges_yet(spec: ModelSpec) -> None:
     with pytest.raises(ConfigError, match="--kv-layout paged"):
         run(spec, device="cuda", kv_cache_memory_bytes=8 * MIB)
