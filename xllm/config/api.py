@@ -32,6 +32,10 @@ class ApiConfig:
     """How the service chooses among several engines."""
     failover_timeout_s: float = 10.0
     """A request whose engine was lost waits at most this long for another one that can take it."""
+    max_open_requests: int = 8192
+    """Choices that the service holds at once; more are answered 429. Offline work may take half. 0: no bound."""
+    max_open_requests_per_tenant: int = 0
+    """The same for one client (API key, else the ``user`` field); 0: no bound."""
     shutdown_timeout_s: float = opt(30.0, "--shutdown-timeout")
     """On SIGTERM, seconds that requests in flight may take to finish; 0: end them at once."""
     metrics_compat: Literal["none", "vllm"] = opt("none", "--metrics-compat")
@@ -55,6 +59,11 @@ class ApiConfig:
                 (0 <= self.port <= 65535, f"port is {self.port}: 0 to 65535"),
                 (bool(self.host), "host is empty: use 127.0.0.1 or 0.0.0.0"),
                 *((v > 0, f"{name} is {v}: more than 0") for name, v in positive),
+                (
+                    self.max_open_requests >= 0 and self.max_open_requests_per_tenant >= 0,
+                    f"max_open_requests is {self.max_open_requests}, per tenant "
+                    f"{self.max_open_requests_per_tenant}: at least 0",
+                ),
                 (
                     self.failover_timeout_s >= 0,
                     f"failover_timeout_s is {self.failover_timeout_s}: at least 0",

@@ -4,6 +4,7 @@
     policy/       pure functions (Request, ClusterView) -> a score per instance; the least wins
     kv_index.py   which instance holds which cached prefix, from KV events
     prefix_feeds.py  that index, and how well what it predicts holds
+    overload.py   how much a replica holds at once; 429 with the predicted wait beyond
     router.py     applies the policy; says why nothing can serve
     dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
     service.py    Service: the edge's Backend; the file here with sockets and tasks

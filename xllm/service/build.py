@@ -19,6 +19,7 @@ from xllm.service.cluster.cluster import Cluster
 from xllm.service.cluster.instance import Patience
 from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.dispatch.retry import RetryLimits
+from xllm.service.overload import OverloadGate, OverloadLimits
 from xllm.service.policy import POLICIES
 from xllm.service.policy.score import Policy
 from xllm.service.router import Router
@@ -113,6 +114,12 @@ async def build_service(
         router=Router(cast(Policy, POLICIES.load(config.api.routing_policy))),
         dispatch=Dispatch(clock, trace, limits=RetryLimits(max_wait_s=config.api.failover_timeout_s)),
         registry=registry,
+        gate=OverloadGate(
+            OverloadLimits(
+                max_open=config.api.max_open_requests,
+                max_open_per_tenant=config.api.max_open_requests_per_tenant,
+            )
+        ),
         clock=clock,
         waits=waits or WaitTable(clock),
         trace=trace,

@@ -32,11 +32,13 @@ from xllm.service.cluster.cluster import TICK_S, Cluster
 from xllm.service.cluster.view import ClusterView
 from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
 from xllm.service.dispatch.dispatch import DEADLINE_SLACK_S, DEFAULT_DEADLINE_S, Dispatch
+from xllm.service.overload import OverloadGate
 from xllm.service.policy.score import Decision
 from xllm.service.prefix_feeds import PrefixFeeds
 from xllm.service.router import Router
 from xllm.service.wire_names import WireNames
 from xllm.types.ids import InstanceId, RequestId
+from xllm.types.instance import HealthReport
 from xllm.types.output import OutputFrame
 from xllm.types.request import Request, Route
 from xllm.types.wire import KvEvents, LoadReply
@@ -65,6 +67,7 @@ class Service:
         waits: WaitTable,
         trace: DecisionTrace,
         build_model: Callable[[Cluster], ServedModel],
+        gate: OverloadGate | None = None,
         fails_over: bool = True,
     ) -> None:
         """``fails_over``: requests of a lost instance continue on another one."""
@@ -95,6 +98,7 @@ class Service:
         self._ticker: asyncio.TimerHandle | None = None
         self._retry: asyncio.TimerHandle | None = None
         self._prefixes = PrefixFeeds()
+        self._gate = gate or OverloadGate()
 
     # -- life --
 
@@ -171,13 +175,16 @@ class Service:
         """Route a request and hand it to its engine; see Backend.submit."""
         if self._is_draining:
             raise CapacityError("the server is shutting down", status=503, retry_after_s=5.0)
-        decision = self._router.decide(request, self._view())
+        view = self._view()
+        self._gate.check(request, view.instances)
+        decision = self._router.decide(request, view)
         route = decision.route
         commands = self._dispatch.begin(structs.replace(request, route=route))
         self._note_decision(request, decision)
         bound_s = (request.deadline_in_s or DEFAULT_DEADLINE_S) + 2 * DEADLINE_SLACK_S
         wait = self._waits.watch(f"request {request.id}", f"outputs of {route.prefill}", bound_s)
         self._sinks[request.id] = (sink, wait.__enter__())
+        self._gate.enter(request)
         submitted = self._submits[request.id] = asyncio.get_running_loop().create_future()
         self._carry_out(commands)
         try:
@@ -198,6 +205,12 @@ class Service:
         is_healthy = any(instance.is_healthy for instance in self._cluster.served())
         message = "ok" if is_healthy else "; ".join(self._faults()) or "no engine is known"
         reports = {instance.info.id: instance.health for instance in self._cluster}
+        reports |= {
+            name: HealthReport(
+                state="refused", step=0, layers_done=0, num_unfinished=0, idle_s=0.0, message=reason
+            )
+            for name, reason in self._cluster.refused.items()
+        }
         return BackendHealth(is_healthy=is_healthy, message=message, instances=reports)
 
     def loads(self) -> tuple[InstanceLoad, ...]:
@@ -286,6 +299,7 @@ class Service:
 
     def _release(self, request_id: RequestId) -> None:
         entry = self._sinks.pop(request_id, None)
+        self._gate.leave(request_id)
         self._names.forget(request_id)
         if entry is not None:
             entry[1].__exit__(None, None, None)
