@@ -139,10 +139,10 @@ def test_another_block_size_is_refused_with_the_reason(world: World) -> None:
     with Command("engine", "demo", *flags) as odd:
         refusal = r"instance odd is refused: instance odd has block_size 64, instance \w+ has 16"
         world.services[0].until(refusal)
-        assert "odd" not in world.states(world.urls[0])
+        assert world.states(world.urls[0])["odd"] == "refused"
         assert world.complete(world.urls[0]) == 200
         assert odd.end() == 0
-    until(lambda: len(world.status()["instances"]) == 2, WAIT_S)
+    until(lambda: "odd" not in world.states(world.urls[0]), WAIT_S)
 
 
 def test_the_leader_is_killed_and_another_replica_leads_and_serves(world: World) -> None:

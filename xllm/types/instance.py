@@ -23,9 +23,11 @@ InstanceState = Literal[
     "lost",
     "dead",
     "joining",
+    "refused",
 ]
 """What an engine says of itself, and what a service makes of it: published but not connected yet is ``joining``, silent
-``suspect``, without connection ``lost``. An engine that takes requests is ``ready``."""
+``suspect``, without connection ``lost``, unlike the others of its group ``refused``. An engine that takes requests is
+``ready``."""
 
 
 class InstanceInfo(Struct, frozen=True, kw_only=True):
