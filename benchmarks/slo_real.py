@@ -4,9 +4,9 @@
 
 The engine is `--executor timed:FILE`: production brain, server, RPC and edge; a step lasts what a profile of about
 7,000 prompt tokens per second says. 80 % prompts of 50 to 300 tokens (TTFT 500 ms), 20 % of 1000 to 3000 (TTFT 3 s),
-8 to 48 output tokens, TPOT 100 ms. First the rate at which FCFS finishes requests that are all there (without first
-tenth and last fifth); then Poisson arrivals at ``--load`` times that rate against FCFS without and urgency with early
-rejection. Times are the client's.
+8 to 48 output tokens, TPOT 100 ms. Poisson arrivals at ``--load`` times the rate at which FCFS works off such
+requests in simulation on the same profile, against FCFS without and urgency with early rejection. Times are the
+client's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,15 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import describe
+from xllm.engine.brain import build_brain
+from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.perf.step_time import StepTimeProfile, profile_json
+from xllm.sim.events import EventQueue
+from xllm.sim.run import simulate
+from xllm.sim.trace import TraceRequest
+from xllm.types.kv_layout import build_attention_layout
+from xllm.types.request import Request
+from xllm.types.sampling import SamplingParams
 from xllm.workload.arrivals import Gamma
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,6 +62,7 @@ POLICIES = {
 }
 TTFT_MS, TPOT_MS = {"short": 500.0, "long": 3000.0}, 100.0
 TIMEOUT_S = 240.0
+BUDGET = 2048
 
 
 @dataclass(frozen=True)
@@ -148,6 +157,33 @@ def plan(count: int, seed: int) -> list[Planned]:
     return out
 
 
+def simulated_capacity(planned: list[Planned]) -> float:
+    """Requests per second of FCFS on this device when all wait, without first tenth and last fifth."""
+    events = EventQueue()
+    core = build_brain(
+        layout=build_attention_layout(
+            block_size=16, num_layers=1, num_kv_heads=1, head_dim=8, dtype="float32"
+        ),
+        num_blocks=[64 * 4096 // 16],
+        limits=SchedulerLimits(
+            max_num_seqs=128, max_num_batched_tokens=BUDGET, max_model_len=4096, max_num_queued_reqs=0
+        ),
+        vocab_size=4096,
+        clock=events.clock,
+    )
+    trace = [
+        TraceRequest(
+            Request(id=f"r{i}", prompt_token_ids=tuple(p.prompt), seed=i, eos_token_ids=(2,),
+                    sampling=SamplingParams(max_tokens=p.max_tokens, ignore_eos=True)), 0.0, p.max_tokens,
+        )
+        for i, p in enumerate(planned)
+    ]  # fmt: skip
+    report = simulate(trace, core, DEVICE, events)
+    begin_s, end_s = 0.1 * report.duration_s, 0.8 * report.duration_s
+    finished = sum(begin_s < (r.last_token_s or 0.0) <= end_s for r in report.records.values())
+    return finished / (end_s - begin_s)
+
+
 async def ask(session: aiohttp.ClientSession, url: str, planned: Planned) -> Outcome:
     body = {
         "prompt": planned.prompt, "max_tokens": planned.max_tokens, "ignore_eos": True, "stream": True, "seed": 1,
@@ -199,11 +235,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         profile = Path(folder) / "benchmark.json"
         profile.write_text(profile_json(DEVICE))
-        with Server(profile, POLICIES["fcfs"]) as server:
-            count = max(50, args.requests // 3)
-            outcomes, lasted_s = asyncio.run(drive(server.url, plan(count, args.seed + 1), [0.0] * count))
-        finished = sum(0.1 * lasted_s < o.last_s <= 0.8 * lasted_s for o in outcomes)
-        capacity = finished / (0.7 * lasted_s)
+        capacity = simulated_capacity(plan(2000, args.seed + 1))
         planned = plan(args.requests, args.seed)
         times_s = Gamma(args.load * capacity).times_s(args.requests, args.seed)
         for policy, flags in POLICIES.items():
