@@ -211,12 +211,6 @@ class Service:
             )
             for name, reason in self._cluster.refused.items()
         }
-        reports |= {
-            name: HealthReport(
-                state="refused", step=0, layers_done=0, num_unfinished=0, idle_s=0.0, message=reason
-            )
-            for name, reason in self._cluster.refused.items()
-        }
         return BackendHealth(is_healthy=is_healthy, message=message, instances=reports)
 
     def loads(self) -> tuple[InstanceLoad, ...]:
