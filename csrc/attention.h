@@ -45,29 +45,6 @@ template <typename T> struct Scratch { // of one thread
     }
 };
 
-#if W == 16
-// 16 rows of 16 words -> columns, ld words apart.
-INLINE void transpose16(const void *const *src, long offset_bytes, uint32_t *dst, long ld) {
-    __m512i r[16], t[16];
-    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512((const char *)src[i] + offset_bytes);
-    for (int i = 0; i < 8; i++) { t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]); t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]); }
-    for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]); r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]); r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88); t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88); t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    for (int i = 0; i < 4; i++) {
-        _mm512_storeu_si512(dst + (i)*ld, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
-        _mm512_storeu_si512(dst + (i + 8) * ld, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
-        _mm512_storeu_si512(dst + (i + 4) * ld, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88));
-        _mm512_storeu_si512(dst + (i + 12) * ld, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd));
-    }
-}
-#endif
-
 template <typename T> static void pack_keys(Scratch<T> &s, long head_dim) { // [dim][TILE], bf16 in pairs
     const long pair = sizeof(T) == 2 ? 2 : 1;
     long done = 0;
@@ -185,11 +162,12 @@ template <typename T> struct Attention {
         if (any_of(bad)) peak = NAN; // NaN must stay visible
         T *w = s.weights + r * TILE;
         if (!(peak > -INFINITY) && peak == peak) { memset(w, 0, TILE * sizeof(T)); return; }
-        const float old = s.peak[r], now = peak > old || peak != peak ? peak : old, keep = old > -INFINITY ? expf(old - now) : 0.0f;
+        const float old = s.peak[r], now = peak > old || peak != peak ? peak : old, keep = now == old ? 1.0f : old > -INFINITY ? expf(old - now) : 0.0f;
         vf sum = {};
         for (long i = 0; i < TILE; i += W) {
-            store(w + i, vexp(load(x + i) - now));
-            sum += load(w + i); // as rounded: the weights add up to one
+            const vf y = vexp_low(load(x + i) - now);
+            store(w + i, y);
+            sum += rounded_as(w, y); // the weights add up to one
         }
         s.norm[r] = s.norm[r] * keep + sum_of(sum);
         s.peak[r] = now;

@@ -94,10 +94,20 @@ __attribute__((noinline)) static void product(long rows, const T *a, long lda, c
 template <typename T> static void pack_block(const T *w, T *out, long n_count, long k_count, long block) {
     const long pair = sizeof(T) == 2 ? 2 : 1;
     T *o = out + block * BLOCK * k_count;
+    long done = 0;
+#if W == 16
+    if ((block + 1) * BLOCK <= n_count)
+        for (; done + 16 * pair <= k_count; done += 16 * pair)
+            for (long n = 0; n < BLOCK; n += 16) {
+                const void *rows[16];
+                for (int i = 0; i < 16; i++) rows[i] = w + (block * BLOCK + n + i) * k_count;
+                transpose16(rows, done * sizeof(T), (uint32_t *)o + done / pair * BLOCK + n, BLOCK);
+            }
+#endif
     for (long n = 0; n < BLOCK; n++) {
         long row = block * BLOCK + n;
         const T *src = w + row * k_count;
-        for (long k = 0; k < k_count; k++)
+        for (long k = done; k < k_count; k++)
             o[(k / pair) * BLOCK * pair + n * pair + k % pair] = row < n_count ? src[k] : T(0);
     }
 }

@@ -52,6 +52,8 @@ INLINE vh narrow(vf x) { // to nearest even; NaN stays NaN
     return __builtin_convertvector(r, vh);
 #endif
 }
+INLINE vf rounded_as(const float *, vf x) { return x; }
+INLINE vf rounded_as(const bf16 *, vf x) { return widen(narrow(x)); }
 INLINE void store(bf16 *p, vf x) { *(vh_any *)p = narrow(x); }
 INLINE void from_float(float *p, float x) { *p = x; }
 INLINE void from_float(bf16 *p, float x) {
@@ -87,11 +89,10 @@ INLINE bool any_of(vi x) {
 }
 INLINE vi iota() { vi x; for (int i = 0; i < W; i++) x[i] = i; return x; }
 
-// exp for x <= 88, exactly 0 below -87; a polynomial on [-ln2/2, ln2/2] after Cephes (Moshier), error about 1 ulp.
-INLINE vf vexp(vf x) {
-    vi is_tiny = x < -87.0f;
-    vf y = vmax(x, splat(-87.0f));
-    y = y > 88.0f ? splat(88.0f) : y;
+// exp, exactly 0 below -87; a polynomial on [-ln2/2, ln2/2] after Cephes (Moshier), error about 1 ulp. NaN stays.
+// vexp_low: for x <= 0 or NaN.
+INLINE vf vexp_low(vf y) {
+    vi is_tiny = y < -87.0f;
     vf n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;
     vf f = (y - n * 0.693359375f) - n * -2.12194440e-4f;
     vf p = splat(1.9875691500e-4f);
@@ -103,9 +104,9 @@ INLINE vf vexp(vf x) {
     p = p * (f * f) + f + 1.0f;
     vi e = (__builtin_convertvector(n, vi) + 127) << 23;
     p = p * (vf)e;
-    p = is_tiny ? (vf){} : p;
-    return x != x ? x : p;
+    return is_tiny ? (vf){} : p;
 }
+INLINE vf vexp(vf x) { return vexp_low(x > 88.0f ? splat(88.0f) : x); }
 
 // Natural logarithm of normal positive numbers, after Cephes; error about 1 ulp.
 INLINE vf vlog(vf x) {
@@ -130,3 +131,26 @@ INLINE vf vlog(vf x) {
     p = p - z * 0.5f;
     return m + p + n * 0.693359375f;
 }
+
+#if W == 16
+// 16 rows of 16 words -> columns, ld words apart.
+INLINE void transpose16(const void *const *src, long offset_bytes, uint32_t *dst, long ld) {
+    __m512i r[16], t[16];
+    for (int i = 0; i < 16; i++) r[i] = _mm512_loadu_si512((const char *)src[i] + offset_bytes);
+    for (int i = 0; i < 8; i++) { t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]); t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]); }
+    for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]); r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]); r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88); t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88); t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm512_storeu_si512(dst + (i)*ld, _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88));
+        _mm512_storeu_si512(dst + (i + 8) * ld, _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd));
+        _mm512_storeu_si512(dst + (i + 4) * ld, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88));
+        _mm512_storeu_si512(dst + (i + 12) * ld, _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd));
+    }
+}
+#endif

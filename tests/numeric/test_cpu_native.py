@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import ctypes
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +10,21 @@ import numpy as np
 import pytest
 import torch
 
+from xllm.config.model_spec import ModelSpec, RopeSpec
+from xllm.engine.attention import AttentionPlanner, NativeAttention
+from xllm.engine.kernels import parse_kernels
 from xllm.engine.kernels.linear.native import linear, pack_weight, take_rows
 from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
+from xllm.engine.kernels.sampling.native import sample_gumbel as native_sample
+from xllm.engine.kernels.sampling.reference import sample_gumbel as reference_sample
+from xllm.engine.layers.build_context import BuildContext, build_context
+from xllm.engine.memory import KVPool
+from xllm.engine.models import CausalLM, ModelInput, NullHooks, build_model
+from xllm.engine.models.native_layers import NativeLayers, can_run_natively
 from xllm.engine.platform import native, native_build
-from xllm.engine.platform.native import NativeLibrary, native_library
+from xllm.engine.platform.native import native_library
 from xllm.engine.platform.native_build import NativeBuildError, build_library, usable_variants
+from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
 
 pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
 
@@ -182,23 +192,26 @@ def test_nan_stays_visible(variant: str) -> None:
 
 
 def test_a_damaged_library_is_built_again(tmp_path: Path) -> None:
-    path = build_library("portable", cache_dir=tmp_path)
+    (tmp_path / "one.cpp").write_text('extern "C" int one() { return 1; }')
+    options = {"cache_dir": tmp_path / "cache", "source_dir": tmp_path}
+    path = build_library("portable", **options)
     good = path.read_bytes()
     modified = path.stat().st_mtime_ns
-    assert build_library("portable", cache_dir=tmp_path) == path
+    assert build_library("portable", **options) == path
     assert path.stat().st_mtime_ns == modified
     path.write_bytes(good[: len(good) // 2])
-    assert build_library("portable", cache_dir=tmp_path) == path
-    assert NativeLibrary(path, "portable").vector_width == 4
+    assert build_library("portable", **options) == path
+    assert ctypes.CDLL(str(path)).one() == 1
+    (tmp_path / "one.cpp").write_text('extern "C" int one() { return 2; }')
+    assert build_library("portable", **options) != path
 
 
 def test_what_cannot_be_built_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NativeBuildError, match="no sources"):
         build_library("portable", cache_dir=tmp_path, source_dir=tmp_path)
-    shutil.copytree(native_build.SOURCE_DIR, tmp_path / "csrc")
-    (tmp_path / "csrc" / "broken.cpp").write_text("int x = ;")
+    (tmp_path / "broken.cpp").write_text("int x = ;")
     with pytest.raises(NativeBuildError, match="error"):
-        build_library("portable", cache_dir=tmp_path, source_dir=tmp_path / "csrc")
+        build_library("portable", cache_dir=tmp_path, source_dir=tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NativeBuildError, match="no C\\+\\+ compiler"):
         build_library("portable", cache_dir=tmp_path)
@@ -207,3 +220,125 @@ def test_what_cannot_be_built_is_said(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_variants_need_their_cpu_flags() -> None:
     assert usable_variants(frozenset()) == ("portable",)
     assert usable_variants(frozenset({"avx2", "fma", "sse2"})) == ("avx2", "portable")
+
+
+def small_model(kernels: str, dtype: torch.dtype, spec: ModelSpec) -> tuple[CausalLM, BuildContext]:
+    """The same weights, rounded to bfloat16, whatever the dtype and the kernels."""
+    context = build_context(dtype, torch.device("cpu"), kernels=parse_kernels(kernels))
+    model = build_model(spec, context).eval()
+    exact = build_model(spec, build_context(torch.float32, torch.device("cpu"))).eval()
+    fill_with_dummy_weights(exact, 7)
+    for mine, theirs in zip(model.parameters(), exact.parameters(), strict=True):
+        mine.data.copy_(theirs.data.to(torch.bfloat16))
+    model.pack()
+    return model, context
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("windows", [(None, None), (None, 5)])
+def test_whole_layers(variant: str, has_bias: bool, windows: tuple[int | None, ...]) -> None:
+    """Close to torch in float32; in bfloat16 no further from float32 than torch's bfloat16."""
+    spec = ModelSpec(
+        architecture="Qwen3ForCausalLM",
+        hidden_size=96,
+        intermediate_size=160,
+        num_layers=2,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
+        vocab_size=131,
+        max_position=256,
+        rms_norm_eps=1e-6,
+        rope=RopeSpec(),
+        tie_word_embeddings=True,
+        has_qk_norm=not has_bias,
+        has_qkv_bias=has_bias,
+        has_o_bias=has_bias,
+        has_mlp_bias=has_bias,
+        windows=windows,
+    )
+    found = {}
+    for name, kernels, dtype in (
+        ("exact", "reference", torch.float32),
+        ("native", "native", torch.float32),
+        ("low", "reference", torch.bfloat16),
+        ("native low", "native", torch.bfloat16),
+    ):
+        model, context = small_model(kernels, dtype, spec)
+        layout = spec.kv_layout(block_size=4, dtype=str(dtype).removeprefix("torch."))
+        kv = KVPool(layout, 16, torch.device("cpu"))
+        planner = AttentionPlanner(
+            block_size=4,
+            num_kv_heads=2,
+            head_dim=32,
+            dtype=dtype,
+            windows=windows,
+            device=torch.device("cpu"),
+            max_gather_bytes=2**20,
+        )
+        tables = np.array([[3, 1, 7, 9], [0, 2, 8, 5]], dtype=np.int32)
+        outs = []
+        for queries, start in (([9, 4], [0, 0]), ([1, 6], [9, 4]), ([1, 1], [10, 10])):
+            at = [np.arange(b, b + n) for n, b in zip(queries, start, strict=True)]
+            slots = np.concatenate([tables[i, a // 4] * 4 + a % 4 for i, a in enumerate(at)]).astype(np.int64)
+            positions = np.concatenate(at)
+            inp = ModelInput(
+                token_ids=torch.from_numpy((positions * 37 + 11) % 131),
+                positions=torch.from_numpy(positions),
+                attention=planner.plan(queries, np.add(start, queries), tables, slots),
+                logits_indices=torch.arange(len(positions)),
+            )
+            if kernels == "native":
+                assert can_run_natively(model) and isinstance(context.attention, NativeAttention)
+                hidden = NativeLayers(model, context.attention).forward(inp, kv, NullHooks())
+            else:
+                hidden = model(inp, kv)
+            outs.append(model.compute_logits(hidden))
+        found[name] = torch.cat(outs).double()
+    scale = float(found["exact"].abs().max())
+    torch.testing.assert_close(found["native"], found["exact"], rtol=0, atol=1e-5 * scale)
+    errors = {name: float((found[name] - found["exact"]).abs().mean()) for name in ("low", "native low")}
+    assert 0 < errors["native low"] < 1.1 * errors["low"], errors
+
+
+@pytest.mark.parametrize("vocab", [50, 4001])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+@pytest.mark.parametrize("filters", ["none", "top_k", "top_p", "min_p", "all"])
+def test_sampling_draws_what_the_reference_draws(
+    variant: str, vocab: int, spread: float, filters: str
+) -> None:
+    rows = 60
+    logits = torch.randn(rows, vocab) * spread
+    logits[::5] = logits[::5].round()  # ties
+    logits[3, : vocab // 2] = float("-inf")
+    options = {
+        "temperature": torch.rand(rows) * 2 + 0.01,
+        "top_k": torch.randint(0, vocab, (rows,))
+        if filters in ("top_k", "all")
+        else torch.zeros(rows, dtype=torch.int64),
+        "top_p": torch.rand(rows) if filters in ("top_p", "all") else torch.ones(rows),
+        "min_p": torch.rand(rows) * 0.2 if filters in ("min_p", "all") else torch.zeros(rows),
+        "seeds": torch.randint(-(2**62), 2**62, (rows,)),
+        "choices": torch.randint(0, 3, (rows,)),
+        "positions": torch.randint(0, 9999, (rows,)),
+    }
+    wanted = reference_sample(logits, **options)
+    got = native_sample(logits, **options)
+    assert int((got != wanted).sum()) <= 1  # a tie within the last bit of a logarithm
+
+
+def test_sampling_survives_broken_rows() -> None:
+    logits = torch.zeros(3, 40)
+    logits[0, 7], logits[1], logits[2, 3] = float("nan"), float("-inf"), float("inf")
+    ones, zeros = torch.ones(3), torch.zeros(3, dtype=torch.int64)
+    got = native_sample(
+        logits,
+        temperature=ones,
+        top_k=zeros,
+        top_p=ones * 0.5,
+        min_p=zeros.float(),
+        seeds=zeros,
+        choices=zeros,
+        positions=zeros,
+    )
+    assert ((got >= 0) & (got < 40)).all()
