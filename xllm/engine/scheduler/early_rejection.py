@@ -8,6 +8,7 @@ experienced: requests that come later and go first are not in the sum, their eff
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
@@ -109,7 +110,7 @@ class EarlyRejection:
 
     def check(self, seq: Sequence, scheduler: Scheduler, now_s: float) -> None:
         """See the module; requests without a TTFT (or whole-latency) budget always pass."""
-        if not self._times.is_known:
+        if not self._times.is_known or seq.due_s == math.inf:
             return
         seq.key = scheduler.order.key(seq, now_s)
         predicted_s = self._predict_s(seq, scheduler, now_s)
