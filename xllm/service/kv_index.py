@@ -24,7 +24,7 @@ TIER_WEIGHTS = {"device": 1.0, "host": 0.7, "disk": 0.4}
 """What a block in a tier is worth next to one that is on the device already."""
 EXPECT_TICKS = 8
 """An expected prefix is believed for one to two times as many ticks."""
-_SWEEP_ENTRIES = 20_000
+_SWEEP_ENTRIES = 4_000
 
 
 @dataclass(slots=True)

@@ -21,7 +21,8 @@ def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
     size, num_tokens = request.block_hash_size, request.num_prompt_tokens
     scores = []
     for item in items:
-        blocks = cached.get(item.id, 0.0)
+        name = item.info.id
+        blocks = cached.get(name, 0.0)
         is_guarded = blocks > 0 and item.num_outstanding > limit
         hit_tokens = 0.0 if is_guarded else min(blocks * size, num_tokens - 1.0)
         wait_s = outstanding_tokens(item, num_tokens) / TOKENS_PER_S
@@ -32,7 +33,7 @@ def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
             "hit_tokens": hit_tokens,
             "is_guarded": float(is_guarded),
         }
-        scores.append(Score(item.id, wait_s + prefill_s, parts))
+        scores.append(Score(name, wait_s + prefill_s, parts))
     return tuple(scores)
 
 

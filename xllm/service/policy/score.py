@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from xllm.service.cluster.view import ClusterView
 from xllm.types.ids import InstanceId
 from xllm.types.request import Request, Route
 
 
-@dataclass(frozen=True, slots=True)
-class Score:
-    """One instance under one policy; less is better."""
+class Score(NamedTuple):
+    """One instance under one policy; less is better. A tuple, since a decision makes one per instance."""
 
     instance: InstanceId
     total: float

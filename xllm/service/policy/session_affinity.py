@@ -22,10 +22,12 @@ def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
         return least_loaded.score(request, view)
     items = view.routable()
     limit = guard_limit(items)
+    session = hashlib.blake2b(key.encode("utf-8", "surrogatepass") + b"\0", digest_size=8)
     scores = []
     for item in items:
-        raw = hashlib.blake2b(item.id.encode(), digest_size=8, key=hashlib.sha256(key.encode()).digest())
-        draw = int.from_bytes(raw.digest(), "little") / 2**64
+        pair = session.copy()
+        pair.update(item.id.encode())
+        draw = int.from_bytes(pair.digest(), "little") / 2**64
         is_guarded = item.num_outstanding > limit
         parts = {"draw": draw, "is_guarded": float(is_guarded)}
         scores.append(Score(item.id, 1.0 - draw + is_guarded, parts))
