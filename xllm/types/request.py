@@ -58,7 +58,7 @@ class SessionRef(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SloBudgets(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Reserved for time-aware scheduling: latency budgets of the request, in milliseconds."""
+    """Latency budgets of the request, in milliseconds: first token, per output token, last token."""
 
     ttft_ms: float | None = None
     tpot_ms: float | None = None
