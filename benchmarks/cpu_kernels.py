@@ -1,0 +1,293 @@
+"""The CPU kernels against torch's operations, in interleaved pairs: products, attention, sampling, and whole steps.
+
+    python benchmarks/cpu_kernels.py [--threads 1] [--rounds 7] [--layers 28] [--only linear,attention,sampling,step]
+                                     [--json benchmarks/results/cpu_kernels.json]
+
+linear     one projection of a 0.6B model in bfloat16, from packed weights: ours, torch's ``linear``, and torch's packed
+           oneDNN; over a ring of weights larger than the caches.
+attention  one layer, bfloat16, 16 query and 8 key/value heads of 128: ours over block tables, the reference (gathers).
+sampling   64 rows of 151,936 logits.
+step       the layers of a Qwen3-0.6B-shaped model with random weights and its head: as one call per layer, operation
+           by operation with native kernels, and by torch's operations.
+
+A row shows medians over the rounds in ms, of wall time and of CPU time over all threads of this process, and the ratio
+of the medians to ours (CPU time). On a machine with other work wall times measure that work; CPU times are the fair
+comparison, and still include what others take of the caches and of the memory's bandwidth. The bandwidth probe (reads
+400 MiB on the same threads) runs before and after each part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import torch
+
+from benchmarks.environment import describe
+from xllm.config.model_spec import ModelSpec, RopeSpec
+from xllm.engine.attention import AttentionPlanner, NativeAttention, NativePlanner, ReferenceAttention
+from xllm.engine.kernels import parse_kernels, select_kernels
+from xllm.engine.kernels.linear.native import linear, pack_weight
+from xllm.engine.kernels.sampling.native import sample_gumbel as native_sample
+from xllm.engine.kernels.sampling.reference import sample_gumbel as reference_sample
+from xllm.engine.layers.build_context import build_context
+from xllm.engine.memory import KVPool, LayerKV
+from xllm.engine.models import CausalLM, ModelInput, NullHooks, build_model
+from xllm.engine.models.native_layers import NativeLayers
+from xllm.engine.platform.native import native_library
+
+CPU = torch.device("cpu")
+BF16 = torch.bfloat16
+BLOCK = 16
+Runs = Mapping[str, Callable[[], Any]]
+
+
+def measure(runs: Runs, rounds: int, repeat: int = 1) -> dict[str, dict[str, float]]:
+    """Median wall and CPU ms of each, taking turns; the order is reversed every other round."""
+    wall: dict[str, list[float]] = {name: [] for name in runs}
+    cpu: dict[str, list[float]] = {name: [] for name in runs}
+    for name in runs:
+        runs[name]()
+    for index in range(rounds):
+        for name in list(runs) if index % 2 == 0 else list(runs)[::-1]:
+            begin_wall, begin_cpu = time.perf_counter(), time.process_time()
+            for _ in range(repeat):
+                runs[name]()
+            cpu[name].append((time.process_time() - begin_cpu) / repeat * 1e3)
+            wall[name].append((time.perf_counter() - begin_wall) / repeat * 1e3)
+    found = {n: {"wall_ms": statistics.median(wall[n]), "cpu_ms": statistics.median(cpu[n])} for n in runs}
+    ours = found[next(iter(runs))]
+    for row in found.values():
+        row["ratio"] = row["cpu_ms"] / ours["cpu_ms"]
+    return found
+
+
+def probe(buffer: torch.Tensor) -> float:
+    """GB/s of reading, median of 5 passes."""
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        buffer.sum()
+        times.append(time.perf_counter() - begin)
+    return buffer.numel() * 4 / statistics.median(times) / 1e9
+
+
+def linears() -> Iterator[tuple[str, Runs, int]]:
+    for num_out, num_in in ((4096, 1024), (6144, 1024), (1024, 3072)):
+        count = max(2, int(160e6 / (2 * num_out * num_in)))
+        weights = [torch.randn(num_out, num_in).to(BF16) for _ in range(count)]
+        packed = [pack_weight(w) for w in weights]
+        onednn = [torch.ops.mkldnn._reorder_linear_weight(w, 32) for w in weights]
+        for rows in (1, 4, 16, 64, 512):
+            x = torch.randn(rows, num_in).to(BF16)
+            ring = range(count if rows < 64 else 2)
+
+            def ours(x: torch.Tensor = x, packed: Any = packed, ring: range = ring) -> None:
+                for i in ring:
+                    linear(x, packed[i], None)
+
+            def torchs(x: torch.Tensor = x, weights: Any = weights, ring: range = ring) -> None:
+                for i in ring:
+                    torch.nn.functional.linear(x, weights[i])
+
+            def packs(x: torch.Tensor = x, onednn: Any = onednn, ring: range = ring) -> None:
+                for i in ring:
+                    torch.ops.mkldnn._linear_pointwise(x, onednn[i], None, "none", [], "")
+
+            runs = {"native": ours, "torch": torchs, "oneDNN packed": packs}
+            yield f"linear {num_in}->{num_out} x{len(ring)}, {rows} rows", runs, 1
+
+
+def attentions() -> Iterator[tuple[str, Runs, int]]:
+    heads, kv_heads, dim = 16, 8, 128
+    plain = select_kernels("cpu", parse_kernels("reference"))
+    for batch, new, length in (
+        (1, 1, 256),
+        (1, 1, 8192),
+        (16, 1, 256),
+        (16, 1, 1024),
+        (1, 512, 512),
+        (1, 512, 4096),
+    ):
+        blocks = -(-length // BLOCK)
+        pools = [torch.randn(batch * blocks, kv_heads, BLOCK, dim).to(BF16) for _ in range(2)]
+        tables = np.random.default_rng(0).permutation(batch * blocks).astype(np.int32).reshape(batch, blocks)
+        queries, lengths = np.full(batch, new), np.full(batch, length)
+        at = np.arange(length - new, length)
+        slots = (tables[:, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK).reshape(-1)
+        q = torch.randn(batch * new, heads, dim).to(BF16)
+        k, v = (torch.randn(batch * new, kv_heads, dim).to(BF16) for _ in range(2))
+        runs: dict[str, Callable[[], Any]] = {}
+        for name, planner, backend in (
+            ("native", NativePlanner(block_size=BLOCK, num_kv_heads=kv_heads, rows_per_token=None),
+             NativeAttention(select_kernels(), block_size=None, rows_per_token=None)),
+            ("reference", reference_planner(kv_heads, dim), ReferenceAttention(plain)),
+        ):  # fmt: skip
+            metadata = planner.plan(queries, lengths, tables, slots)
+
+            def run(
+                backend: Any = backend,
+                metadata: Any = metadata,
+                q: Any = q,
+                k: Any = k,
+                v: Any = v,
+                pools: Any = pools,
+            ) -> None:
+                backend.forward(q, k, v, LayerKV(*pools), metadata, scale=dim**-0.5, window=None)
+
+            runs[name] = run
+        yield f"attention {batch} x {new} new of {length}", runs, 8 if new == 1 else 1
+
+
+def reference_planner(kv_heads: int, dim: int) -> AttentionPlanner:
+    return AttentionPlanner(
+        block_size=BLOCK, num_kv_heads=kv_heads, head_dim=dim, dtype=BF16, windows=(None,), device=CPU,
+        max_gather_bytes=8 * 2**20,
+    )  # fmt: skip
+
+
+def samplings() -> Iterator[tuple[str, Runs, int]]:
+    rows, vocab = 64, 151936
+    logits = torch.randn(rows, vocab) * 0.5
+    base = {
+        "temperature": torch.ones(rows), "top_k": torch.zeros(rows, dtype=torch.int64), "top_p": torch.ones(rows),
+        "min_p": torch.zeros(rows), "seeds": torch.arange(rows), "choices": torch.zeros(rows, dtype=torch.int64),
+        "positions": torch.arange(rows),
+    }  # fmt: skip
+    for name, asked in (
+        ("no filter", {}),
+        ("top_p 0.95, flat", {"top_p": torch.full((rows,), 0.95)}),
+        ("top_k 40", {"top_k": torch.full((rows,), 40)}),
+        ("min_p 0.1", {"min_p": torch.full((rows,), 0.1)}),
+    ):
+        args = base | asked
+        runs = {
+            "native": lambda args=args: native_sample(logits, **args),
+            "reference": lambda args=args: reference_sample(logits, **args),
+        }
+        yield f"sampling {rows} rows, {name}", runs, 1
+
+
+def spec_of(layers: int) -> ModelSpec:
+    return ModelSpec(
+        architecture="Qwen3ForCausalLM", hidden_size=1024, intermediate_size=3072, num_layers=layers, num_heads=16,
+        num_kv_heads=8, head_dim=128, vocab_size=151936, max_position=40960, rms_norm_eps=1e-6,
+        rope=RopeSpec(theta=1e6), tie_word_embeddings=True, has_qk_norm=True, windows=(None,) * layers,
+    )  # fmt: skip
+
+
+def build(spec: ModelSpec, kernels: str) -> tuple[CausalLM, Any]:
+    context = build_context(BF16, CPU, kernels=parse_kernels(kernels))
+    model = build_model(spec, context).eval()
+    tile = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)).to(BF16)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data.fill_(1.0)
+        else:
+            flat = parameter.data.view(-1)
+            for begin in range(0, len(flat), len(tile)):
+                part = flat[begin : begin + len(tile)]
+                part.copy_(tile[: len(part)]).mul_(parameter.shape[1] ** -0.5)
+        assert name
+    model.pack()
+    return model, context.attention
+
+
+def steps(layers: int) -> Iterator[tuple[str, Runs, int]]:
+    spec = spec_of(layers)
+    (fast, attention), (slow, _) = build(spec, "auto"), build(spec, "reference")
+    whole = NativeLayers(fast, attention)
+    for batch, new, length in ((1, 1, 256), (16, 1, 256), (1, 512, 512)):
+        blocks = -(-length // BLOCK)
+        pools = [
+            KVPool(spec.kv_layout(block_size=BLOCK, dtype="bfloat16"), batch * blocks, CPU) for _ in range(2)
+        ]
+        tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
+        at = np.arange(length - new, length)
+        slots = (tables[:, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK).reshape(-1)
+        planners = (
+            NativePlanner(block_size=BLOCK, num_kv_heads=8, rows_per_token=None),
+            reference_planner(8, 128),
+        )
+        inputs = [
+            ModelInput(
+                token_ids=torch.arange(batch * new) % 1000,
+                positions=torch.from_numpy(np.tile(at, batch)),
+                attention=planner.plan(np.full(batch, new), np.full(batch, length), tables, slots),
+                logits_indices=torch.arange(new - 1, batch * new, new),
+            )
+            for planner in planners
+        ]
+
+        def native(i: Any = inputs[0], p: Any = pools[0]) -> torch.Tensor:
+            return fast.compute_logits(whole.forward(i, p, NullHooks())[i.logits_indices])
+
+        def operations(i: Any = inputs[0], p: Any = pools[0]) -> torch.Tensor:
+            return fast.compute_logits(fast(i, p)[i.logits_indices])
+
+        def reference(i: Any = inputs[1], p: Any = pools[1]) -> torch.Tensor:
+            return slow.compute_logits(slow(i, p)[i.logits_indices])
+
+        runs = {"one call per layer": native, "native operations": operations, "reference": reference}
+        yield f"step of {layers} layers and head: {batch} x {new} new of {length}", runs, 1
+
+
+def show(row: Mapping[str, float]) -> str:
+    return f"wall {row['wall_ms']:9.3f}  cpu {row['cpu_ms']:9.3f} ms  x{row['ratio']:.2f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--only", default="linear,attention,sampling,step")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    library = native_library()
+    if library is None:
+        sys.exit("the CPU kernels cannot be built here")
+    parts = {
+        "linear": linears,
+        "attention": attentions,
+        "sampling": samplings,
+        "step": lambda: steps(args.layers),
+    }
+    buffer = torch.ones(100 * 2**20)
+    results: dict[str, Any] = {}
+    with torch.inference_mode():
+        for part in args.only.split(","):
+            before = probe(buffer)
+            for name, runs, repeat in parts[part]():
+                results[name] = measure(runs, args.rounds, repeat)
+                for kind, row in results[name].items():
+                    print(f"{name:52} {kind:18} {show(row)}", flush=True)
+            after = probe(buffer)
+            results[f"{part}: bandwidth before and after"] = [before, after]
+            print(f"{part}: bandwidth {before:.0f} -> {after:.0f} GB/s, load {os.getloadavg()[0]:.1f}")
+    environment = describe() | {
+        "variant": library.variant,
+        "threads": args.threads,
+        "load_after": os.getloadavg()[0],
+    }
+    print(json.dumps(environment))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
