@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-SOURCE_DIR = Path(__file__).resolve().parents[3] / "csrc"
+SOURCE_DIR = Path(__file__).resolve().parent / "csrc"
+"""A link to ``csrc/`` of the repository; in an installed package the files themselves."""
 COMMON_FLAGS = ("-std=c++17", "-O3", "-fopenmp", "-shared", "-fPIC", "-w")
 BUILD_TIMEOUT_S = 120.0
 COMPILERS = ("g++", "c++", "clang++")
