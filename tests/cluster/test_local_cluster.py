@@ -6,7 +6,10 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -65,6 +68,24 @@ def test_a_killed_engine_is_started_again_as_another_incarnation(cluster: Cluste
     assert health.status == 200
     assert {cluster.complete() for _ in range(4)} == {200}
     assert "is started again" in cluster.command.text
+
+
+def test_a_machine_that_is_far_too_busy_makes_no_engine_dead(cluster: Cluster) -> None:
+    before = {name: row["incarnation"] for name, row in cluster.instances().items()}
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(8)]
+    try:
+        end = time.monotonic() + 6.0
+        seen: set[str] = set()
+        while time.monotonic() < end:
+            assert cluster.complete() == 200
+            reports = ask(f"{cluster.url}/health").json["instances"]
+            seen |= {report["state"] for report in reports.values()}
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait(30)
+    assert seen <= {"ready", "suspect"}, seen
+    assert {name: row["incarnation"] for name, row in cluster.instances().items()} == before
 
 
 def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Cluster) -> None:
