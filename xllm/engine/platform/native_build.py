@@ -56,9 +56,16 @@ def read_cpu_flags() -> frozenset[str]:
 
 
 def default_cache_dir() -> Path:
-    """Where libraries are kept: below ``XDG_CACHE_HOME`` or ``~/.cache``."""
+    """Where libraries are kept: below ``XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        NativeBuildError: this user has no home; a shared directory would let others plant code.
+    """
     root = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(root) if root else Path.home() / ".cache") / "xllm" / "native"
+    try:
+        return (Path(root) if root else Path.home() / ".cache") / "xllm" / "native"
+    except RuntimeError as exc:
+        raise NativeBuildError(f"no place to keep the library: {exc}") from exc
 
 
 def build_library(variant: str, *, cache_dir: Path, source_dir: Path = SOURCE_DIR) -> Path:
