@@ -22,7 +22,7 @@ from xllm.types.kv_event import KvEventBatch
 
 TIER_WEIGHTS = {"device": 1.0, "host": 0.7, "disk": 0.4}
 """What a block in a tier is worth next to one that is on the device already."""
-EXPECT_TICKS = 8
+EXPECT_TICKS = 2
 """An expected prefix is believed for one to two times as many ticks."""
 _SWEEP_ENTRIES = 4_000
 

@@ -51,12 +51,11 @@ class OverloadGate:
             max_open = max(1, int(max_open * limits.offline_share))
         if 0 < max_open < self.num_open + num_choices:
             kind = "offline work may take" if request.offline else "the limit is"
-            self._refuse(f"{self.num_open} choices are open, {kind} {max_open}", request, instances)
+            self._refuse(f"{self.num_open} choices are open, {kind} {max_open}", instances)
         mine = self._by_tenant[request.tenant] if request.tenant else 0
         if request.tenant and 0 < limits.max_open_per_tenant < mine + num_choices:
             self._refuse(
                 f"{mine} choices of this client are open, the limit is {limits.max_open_per_tenant}",
-                request,
                 instances,
             )
 
@@ -77,14 +76,14 @@ class OverloadGate:
             if not self._by_tenant[tenant]:
                 del self._by_tenant[tenant]
 
-    def _refuse(self, message: str, request: Request, instances: Sequence[InstanceView]) -> None:
+    def _refuse(self, message: str, instances: Sequence[InstanceView]) -> None:
         self.num_refused += 1
         raise CapacityError(
-            message, retry_after_s=retry_after_s(request, instances), hint="send fewer requests at once"
+            message, retry_after_s=retry_after_s(instances), hint="send fewer requests at once"
         )
 
 
-def retry_after_s(request: Request, instances: Sequence[InstanceView]) -> float:
+def retry_after_s(instances: Sequence[InstanceView]) -> float:
     """When the least loaded instance will have done what it has: 1 s to two minutes."""
-    tokens = min((outstanding_tokens(item, request.num_prompt_tokens) for item in instances), default=0.0)
+    tokens = min((outstanding_tokens(item) for item in instances), default=0.0)
     return min(LONGEST_RETRY_S, max(1.0, tokens / TOKENS_PER_S))

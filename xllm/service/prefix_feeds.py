@@ -1,4 +1,4 @@
-"""PrefixFeeds: the KV index of a service, and how well its predictions hold.
+"""PrefixFeeds: the KV index of a service, the prompts it has sent out, and how well its predictions hold.
 
 A decision that rests on cached prefixes predicts how many prompt tokens the instance finds in its cache; the first
 output of the request says how many it did find. The sums are metrics; when they part, the log says so once a minute.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from xllm.service.kv_index import KvIndex
 from xllm.types.ids import InstanceId, RequestId
@@ -23,50 +24,73 @@ ALARM_SHARE = 0.25
 _ALARM_TICKS = 120
 
 
+class _Sent(NamedTuple):
+    instance: InstanceId
+    predicted_tokens: float | None
+    num_pending: int
+    num_prompt: int
+
+
 class PrefixFeeds:
-    """See the module."""
+    """See the module.
+
+    INVARIANT: ``pending_*`` are sums over the requests sent that have neither output nor end.
+    """
 
     def __init__(self) -> None:
         self.index = KvIndex()
         self.predicted_tokens: Counter[InstanceId] = Counter()
         self.actual_tokens: Counter[InstanceId] = Counter()
+        self.pending_tokens: Counter[InstanceId] = Counter()
+        """Per instance, prompt tokens to compute for requests without output."""
+        self.pending_prompt_tokens: Counter[InstanceId] = Counter()
+        """Per instance, all prompt tokens of those."""
         self.num_alarms = 0
-        self._open: dict[tuple[RequestId, int], tuple[InstanceId, float, int]] = {}
+        self._sent: dict[RequestId, _Sent] = {}
         self._wrong_tokens = 0.0
         self._prompt_tokens = 0
         self._num_compared = 0
         self._quiet_ticks = 0
 
-    @property
-    def has_predictions(self) -> bool:
-        """Whether some request's first output is awaited."""
-        return bool(self._open)
-
     def on_routed(self, request: Request, instance: InstanceId, hit_tokens: float | None) -> None:
-        """A request was sent to ``instance``; ``hit_tokens`` None: the policy predicted nothing."""
-        if hit_tokens is None:
-            return
-        self.index.expect(instance, request.block_hashes)
-        if not request.resumed_output_ids:
-            if len(self._open) > 100_000:  # requests that never had an output
-                self._open.clear()
-            self._open[request.id, request.attempt] = (instance, hit_tokens, request.num_prompt_tokens)
+        """An attempt was sent to ``instance``; ``hit_tokens`` None: the policy predicted nothing."""
+        self.on_ended(request.id)
+        num_prompt = request.num_prompt_tokens
+        num_pending = num_prompt - int(hit_tokens or 0)
+        if hit_tokens is not None:
+            self.index.expect(instance, request.block_hashes)
+        predicted = None if request.resumed_output_ids else hit_tokens
+        self._sent[request.id] = _Sent(instance, predicted, num_pending, num_prompt)
+        self.pending_tokens[instance] += num_pending
+        self.pending_prompt_tokens[instance] += num_prompt
 
     def on_outputs(self, outputs: Sequence[RequestOutput]) -> None:
-        """Compare where an output is the first of its request."""
+        """The first output of a request: its prompt is computed, and what was cached is known."""
         for output in outputs:
-            if output.num_cached_tokens is None and output.finish_reason is None:
+            if output.request_id not in self._sent:
                 continue
-            entry = self._open.pop((output.request_id, output.attempt), None)
-            if entry is None or output.num_cached_tokens is None:
-                continue
-            instance, predicted, num_prompt_tokens = entry
+            sent = self._forget(output.request_id)
             actual = output.num_cached_tokens
-            self.predicted_tokens[instance] += round(predicted)
-            self.actual_tokens[instance] += actual
-            self._wrong_tokens += abs(predicted - actual)
-            self._prompt_tokens += num_prompt_tokens
+            if sent.predicted_tokens is None or actual is None:
+                continue
+            self.predicted_tokens[sent.instance] += round(sent.predicted_tokens)
+            self.actual_tokens[sent.instance] += actual
+            self._wrong_tokens += abs(sent.predicted_tokens - actual)
+            self._prompt_tokens += sent.num_prompt
             self._num_compared += 1
+
+    def on_ended(self, request_id: RequestId) -> None:
+        """It is over, or goes elsewhere; unknown ones are fine."""
+        if request_id in self._sent:
+            self._forget(request_id)
+
+    def _forget(self, request_id: RequestId) -> _Sent:
+        sent = self._sent.pop(request_id)
+        self.pending_tokens[sent.instance] -= sent.num_pending
+        self.pending_prompt_tokens[sent.instance] -= sent.num_prompt
+        if not self.pending_prompt_tokens[sent.instance]:
+            del self.pending_tokens[sent.instance], self.pending_prompt_tokens[sent.instance]
+        return sent
 
     def tick(self) -> None:
         """Let the index age; raise the alarm."""

@@ -300,6 +300,7 @@ class Service:
     def _release(self, request_id: RequestId) -> None:
         entry = self._sinks.pop(request_id, None)
         self._gate.leave(request_id)
+        self._prefixes.on_ended(request_id)
         self._names.forget(request_id)
         if entry is not None:
             entry[1].__exit__(None, None, None)
@@ -420,8 +421,7 @@ class Service:
 
     def _on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
         outputs = self._names.incoming(frame.outputs)
-        if self._prefixes.has_predictions:
-            self._prefixes.on_outputs(outputs)
+        self._prefixes.on_outputs(outputs)
         self._carry_out(self._dispatch.on_outputs(instance_id, outputs))
 
     def _on_kv_events(self, instance_id: InstanceId, events: KvEvents) -> None:
@@ -507,7 +507,10 @@ class Service:
     def _view(self) -> ClusterView:
         """The cluster now, with what this service has there now."""
         for instance in self._cluster:
-            instance.num_inflight = self._dispatch.num_inflight(instance.info.id)
+            name = instance.info.id
+            instance.num_inflight = self._dispatch.num_inflight(name)
+            instance.num_pending_tokens = self._prefixes.pending_tokens[name]
+            instance.num_pending_prompt_tokens = self._prefixes.pending_prompt_tokens[name]
         return replace(self._cluster.view(), prefixes=self._prefixes.index)
 
     def _faults(self) -> list[str]:

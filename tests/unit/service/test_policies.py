@@ -26,15 +26,16 @@ SIZE = 16
 
 
 def instance(
-    name: str, *, state: Any = "ready", unreported: int = 0, routed: int = 0, **load: int
+    name: str, *, state: Any = "ready", inflight: int = 0, routed: int = 0, pending: int = 0, **load: int
 ) -> InstanceView:
     return InstanceView(
         info=InstanceInfo(id=name, incarnation="i", address="a", model="m"),
         state=state,
         load=LoadReport(**load),
-        num_inflight=0,
+        num_inflight=inflight,
         num_routed=routed,
-        num_unreported=unreported,
+        num_pending_tokens=pending,
+        num_pending_prompt_tokens=2 * pending,
     )
 
 
@@ -78,27 +79,26 @@ def test_every_policy_takes_only_who_can_serve_and_says_none(name: str) -> None:
 
 
 def test_least_loaded_counts_what_waits_what_runs_and_what_is_on_its_way() -> None:
-    assert chosen(least_loaded, request(), view(instance("a", num_waiting_tokens=500), instance("b"))) == "b"
+    def best(a: InstanceView, b: InstanceView) -> str:
+        return chosen(least_loaded, request(), view(a, b))
+
+    assert best(instance("a", num_waiting_tokens=500), instance("b")) == "b"
+    assert best(instance("a", num_running=3), instance("b", num_running=2)) == "b"
+    assert best(instance("a", inflight=3), instance("b", num_running=2)) == "b"
+    assert best(instance("a", pending=300), instance("b", num_running=9)) == "b"
+    assert best(instance("a", pending=30), instance("b", num_running=9)) == "a"
+    # What it reports as waiting is what we sent ourselves, and half of that is cached.
     assert (
-        chosen(least_loaded, request(), view(instance("a", num_running=3), instance("b", num_running=2)))
-        == "b"
-    )
-    assert (
-        chosen(least_loaded, request(), view(instance("a", unreported=1), instance("b", num_running=9)))
-        == "b"
-    )
-    assert (
-        chosen(least_loaded, request(8), view(instance("a", unreported=1), instance("b", num_running=9)))
-        == "a"
+        best(instance("a", pending=100, num_waiting_tokens=200), instance("b", num_waiting_tokens=120)) == "a"
     )
 
 
 def test_cache_aware_weighs_a_prefix_against_a_queue_as_real_numbers() -> None:
     assert chosen(cache_aware, request(), view(instance("a"), instance("b"), b=10)) == "b"
-    # 10 of 100 blocks more are worth 160 tokens: less than a queue of 170, more than one of 150.
-    busy, idle = instance("b", num_waiting_tokens=170), instance("a")
+    # 10 of 100 blocks more are worth 160 tokens twice: less than a queue of 330, more than one of 310.
+    busy, idle = instance("b", num_waiting_tokens=330), instance("a")
     assert chosen(cache_aware, request(), view(idle, busy, a=40, b=50)) == "a"
-    busy = instance("b", num_waiting_tokens=150)
+    busy = instance("b", num_waiting_tokens=310)
     assert chosen(cache_aware, request(), view(idle, busy, a=40, b=50)) == "b"
     assert (
         chosen(cache_aware, request(first=9), view(instance("a"), instance("b", num_running=1), b=100)) == "a"
@@ -148,6 +148,6 @@ def test_predictions_are_compared_with_what_was_found_and_the_log_says_when_they
             feeds.on_outputs([first_output("r", actual), RequestOutput("r", 0, 0, 1, (2,))])
         feeds.tick()
         assert feeds.num_alarms == alarms
-    assert not feeds.has_predictions
+    assert not feeds.pending_tokens and not feeds.pending_prompt_tokens and not feeds._sent
     assert feeds.predicted_tokens["a"] == 1599 * 3 * ALARM_REQUESTS
     assert feeds.actual_tokens["a"] == 1800 * ALARM_REQUESTS

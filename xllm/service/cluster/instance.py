@@ -50,6 +50,8 @@ class Instance:
         self.load = LoadReport()
         self.num_inflight = 0
         self.num_routed = 0
+        self.num_pending_tokens = 0
+        self.num_pending_prompt_tokens = 0
         self._clock = clock
         self._stall_timeout_s = stall_timeout_s
         self._health: HealthReport | None = None
@@ -144,6 +146,8 @@ class Instance:
             num_inflight=self.num_inflight,
             num_routed=self.num_routed,
             num_unreported=self.num_routed - self._routed_at_beat,
+            num_pending_tokens=self.num_pending_tokens,
+            num_pending_prompt_tokens=self.num_pending_prompt_tokens,
         )
 
     def _judge(self) -> tuple[InstanceState, str]:

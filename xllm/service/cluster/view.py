@@ -23,6 +23,11 @@ class InstanceView:
     """Requests this service ever sent there."""
     num_unreported: int = 0
     """Of them, those sent after its last load report."""
+    num_pending_tokens: int = 0
+    """Prompt tokens it has to compute for requests of this service that have no output yet: cached ones, as far as they
+    were predicted, not counted."""
+    num_pending_prompt_tokens: int = 0
+    """All prompt tokens of those requests."""
 
     @property
     def id(self) -> InstanceId:

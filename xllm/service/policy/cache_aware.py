@@ -1,6 +1,6 @@
 """Cache aware: the least predicted time until the first token, with the prefix that each instance already holds.
 
-    total = wait_s (outstanding work) + prefill_s (prompt tokens that are not cached there)
+    total = wait_s (outstanding work) + prefill_s (prompt tokens that are not cached there, and what they displace)
 
 Both are real-valued seconds, so a long prefix outweighs a short queue and a long queue outweighs a short prefix. Load
 guard: an instance far above the mean gets no credit for its cache.
@@ -12,6 +12,9 @@ from xllm.service.cluster.view import ClusterView
 from xllm.service.policy.load import TOKENS_PER_S, guard_limit, outstanding_tokens
 from xllm.service.policy.score import Policy, Score
 from xllm.types.request import Request
+
+MISS_FACTOR = 2.0
+"""A token that is not cached is computed now, and displaces another one that somebody computes again later."""
 
 
 def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
@@ -25,8 +28,8 @@ def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
         blocks = cached.get(name, 0.0)
         is_guarded = blocks > 0 and item.num_outstanding > limit
         hit_tokens = 0.0 if is_guarded else min(blocks * size, num_tokens - 1.0)
-        wait_s = outstanding_tokens(item, num_tokens) / TOKENS_PER_S
-        prefill_s = (num_tokens - hit_tokens) / TOKENS_PER_S
+        wait_s = outstanding_tokens(item) / TOKENS_PER_S
+        prefill_s = MISS_FACTOR * (num_tokens - hit_tokens) / TOKENS_PER_S
         parts = {
             "wait_s": wait_s,
             "prefill_s": prefill_s,

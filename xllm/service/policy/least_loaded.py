@@ -11,7 +11,7 @@ from xllm.types.request import Request
 def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
     scores = []
     for item in view.routable():
-        wait_s = outstanding_tokens(item, request.num_prompt_tokens) / TOKENS_PER_S
+        wait_s = outstanding_tokens(item) / TOKENS_PER_S
         scores.append(Score(item.id, wait_s, {"wait_s": wait_s}))
     return tuple(scores)
 
