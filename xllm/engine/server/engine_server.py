@@ -286,7 +286,9 @@ class EngineServer:
     def _on_dead(self, error: XllmError) -> None:
         self._state = "dead"
         self._message = error.message
-        self._sessions.end_open_choices(self._core.step, to_output_error(error))
+        # Whatever broke it here, another instance may still run the requests.
+        lost = InstanceLost(f"the engine died: {error.message}")
+        self._sessions.end_open_choices(self._core.step, to_output_error(lost))
         for connection in self._sessions.connections:
             connection.send_heartbeat(self.load())
         self.end(error.message, EXIT_FAILED)
