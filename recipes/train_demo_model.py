@@ -248,6 +248,7 @@ def train_as_worker(rank: int, args: argparse.Namespace, plan: Plan, meeting_fil
     if rank == 0:
         (Path(args.work) / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     if args.workers > 1:
+        torch.distributed.barrier()  # nobody leaves while worker 0 still exports: a lost peer would abort it
         torch.distributed.destroy_process_group()
 
 

@@ -204,7 +204,12 @@ def test_debug_says_what_happened_to_a_request(served: Served) -> None:
     rows = ask(f"{served.url}/debug/requests/cmpl-explain-me").json["decisions"]
     sources = {row["source"] for row in rows}
     assert "service" in sources and len(sources) == 2
-    assert [row["event"] for row in rows if row["source"] == "service"] == ["routed", "accepted", "ended"]
+    assert [row["event"] for row in rows if row["source"] == "service"] == [
+        "routed",
+        "scored",
+        "accepted",
+        "ended",
+    ]
     waits = ask(f"{served.url}/debug/waits").json["waits"]
     assert all({"source", "owner", "reason", "age_s", "remaining_s"} <= set(wait) for wait in waits)
 
