@@ -20,7 +20,15 @@ _PUBLIC = {
     "XllmError": "xllm.errors",
 }
 
-__all__ = ["LLM", "CompletionOutput", "Logprob", "RequestOutput", "SamplingParams", "XllmError", "__version__"]
+__all__ = [
+    "LLM",
+    "CompletionOutput",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "XllmError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -67,7 +67,9 @@ class Life:
             pages=self.geometry,
             num_ahead_tokens=rng.choice([1, 2, 5]),
         )
-        self.mapper = SimulatedMapper(self.geometry, refusal=rng.choice([0.0, 0.02, 0.4]), seed=rng.randrange(99))
+        self.mapper = SimulatedMapper(
+            self.geometry, refusal=rng.choice([0.0, 0.02, 0.4]), seed=rng.randrange(99)
+        )
         self.body = PageMap(self.mapper, self.geometry, LateBackground())
         self.contents: list[list[tuple[int, int] | None]] = [[None] * PAGE for _ in range(pages)]
         self.blocks: dict[int, list[int]] = {}
@@ -122,7 +124,9 @@ class Life:
             if made is not None:
                 self.num_seqs += 1
                 tables, copies = made
-                child = Seq(self.num_seqs, [*parent.tokens[:length], self.rng.randrange(3000, 4000)], tables, -1)
+                child = Seq(
+                    self.num_seqs, [*parent.tokens[:length], self.rng.randrange(3000, 4000)], tables, -1
+                )
                 child.num_done = length
                 self.copies.extend(copies)
                 self.forks.append(child)
