@@ -15,13 +15,10 @@ import pytest
 
 from tests.fakes.http import ask
 from tests.fakes.served import ROOT, Served, until
-from xllm.assets import demo_model_path
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
-    if not (demo_model_path() / "config.json").is_file():
-        pytest.skip("the demo model is not in this checkout")
     with Served("demo", "--dtype", "float32", "--device", "cpu", "--num-threads", "1") as served:
         with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
             yield client
