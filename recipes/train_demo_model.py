@@ -27,6 +27,9 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 
+MAX_STEP_SECONDS = 15.0
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the run does; exactly one of minutes and tokens sets its length."""
@@ -54,9 +57,9 @@ class Progress:
         self._since = time.monotonic()
 
     def elapsed(self) -> float:
-        """Seconds since the last call."""
+        """Seconds since the last call; a stopped process (a closed laptop) does not count as training."""
         before, self._since = self._since, time.monotonic()
-        return self._since - before
+        return min(self._since - before, MAX_STEP_SECONDS)
 
     def count(self, tokens: int, seconds: float) -> None:
         """Add one finished step."""

@@ -19,10 +19,10 @@ from .tooluse import tool_document
 # family -> its share of the documents early and late in the run: facts and sums are learned first, then what
 # has to be copied exactly out of the conversation (JSON, tool calls, names) gets more room
 WEIGHTS = (
-    (capital_document, 9.0, 4.0), (fact_document, 20.0, 17.0), (calculation_document, 19.0, 17.0),
-    (talk_document, 7.0, 7.0), (followup_document, 14.0, 13.0), (mixed_document, 6.0, 5.0),
-    (text_document, 6.0, 7.0), (json_document, 9.0, 15.0), (tool_document, 5.0, 8.0),
-    (think_document, 4.0, 5.0), (story_document, 2.5, 1.5), (name_document, 1.0, 2.0),
+    (capital_document, 9.0, 3.5), (fact_document, 20.0, 22.0), (calculation_document, 19.0, 10.0),
+    (talk_document, 7.0, 6.5), (followup_document, 14.0, 11.0), (mixed_document, 6.0, 5.0),
+    (text_document, 6.0, 6.0), (json_document, 9.0, 16.0), (tool_document, 5.0, 15.0),
+    (think_document, 4.0, 4.0), (story_document, 2.5, 1.0), (name_document, 1.0, 2.0),
 )  # fmt: skip
 _MAKERS = [maker for maker, _, _ in WEIGHTS]
 _EARLY = [share for _, share, _ in WEIGHTS]
