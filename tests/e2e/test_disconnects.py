@@ -91,7 +91,10 @@ def test_half_of_the_clients_leave(crowded: Served) -> None:
     assert not [wait for wait in waits if wait["owner"].startswith("request")], waits
     # Every call ended once, as finished or as left. A client that is starved can still leave an answer that had
     # been sent whole, so not all of the hundred need count as gone.
-    gone, finished = crowded.metric("client_disconnects_total"), crowded.metric("e2e_request_latency_seconds_count")
+    gone, finished = (
+        crowded.metric("client_disconnects_total"),
+        crowded.metric("e2e_request_latency_seconds_count"),
+    )
     assert gone + finished == NUM_STREAMS + len(asked_alone)
     assert 0 < gone <= NUM_STREAMS / 2
     assert not re.search("Traceback|never retrieved", "".join(crowded.log))
