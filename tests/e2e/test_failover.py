@@ -111,7 +111,7 @@ async def serving(engines: list[EngineProcess]) -> AsyncIterator[tuple[Service, 
         registry.publish(InstanceRecord(info=structs.replace(engine.info, id=name), token=engine.token))
     try:
         await service.start(20.0)
-        await until(lambda: len(service._clients) == len(alive))
+        await until(lambda: len(service._connections.clients) == len(alive))
         yield service, dispatch
     finally:
         await service.close()

@@ -7,10 +7,15 @@
     overload.py   how much a replica holds at once; 429 with the predicted wait beyond
     router.py     applies the policy; says why nothing can serve
     dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
-    service.py    Service: the edge's Backend; the file here with sockets and tasks
+    service.py    Service: the edge's Backend; joins all of this
+    connections.py  one connection per published instance, kept open
+    delivery.py   carries out dispatch's orders: sends, aborts, answers, outputs to readers
+    tasks.py      what runs beside the caller, held until it ends
+    status.py     health, loads, decisions and waits as the edge shows them
     wire_names.py other names for requests whose id another replica uses in the same engine
     election.py   at most one replica holds a duty, by compare-and-set in the registry
     build.py      wires all of it from the configuration
 
-Everything but service.py, election.py and build.py is synchronous and takes its time from a Clock.
+Sockets and tasks are in service.py, connections.py, delivery.py, status.py and election.py; everything else is
+synchronous and takes its time from a Clock.
 """

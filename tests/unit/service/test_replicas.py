@@ -34,7 +34,7 @@ def test_an_abort_ends_the_own_request_only() -> None:
             await one.service.submit(make_request("same", 30), first)
             await two.service.submit(make_request("same", 30), second)
             two.service.abort("same")
-            two.service._clients["engine-0"].send_abort("same")  # not its own: without effect
+            two.service._connections.clients["engine-0"].send_abort("same")  # not its own: without effect
             await asyncio.sleep(0.05)
             engine.runner.gate.set()
             await until(lambda: bool(first.reasons) and bool(second.reasons))

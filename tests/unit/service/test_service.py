@@ -80,7 +80,7 @@ class Parts:
 
     def check_empty(self) -> None:
         assert len(self.dispatch) == 0
-        assert self.service._sinks == {}
+        assert len(self.service._delivery) == 0
         assert not [wait for wait in self.waits.snapshot() if wait.owner.startswith("request")]
 
 
@@ -92,12 +92,12 @@ async def serving(*engines: ServedEngine) -> AsyncIterator[Parts]:
     before = len(asyncio.all_tasks())
     try:
         await parts.service.start(10.0)
-        await until(lambda: len(parts.service._clients) == len(engines))
+        await until(lambda: len(parts.service._connections.clients) == len(engines))
         yield parts
     finally:
         await parts.service.close()
         parts.check_empty()
-        assert parts.service._tasks == set()
+        assert len(parts.service._tasks) == 0
         await until(lambda: len(asyncio.all_tasks()) <= before)
 
 
@@ -204,11 +204,11 @@ def test_a_broken_connection_is_opened_again() -> None:
             engine.runner.gate.clear()
             sink = Sink()
             await parts.service.submit(make_request("r", 300), sink)
-            old = parts.service._clients["engine-0"]
+            old = parts.service._connections.clients["engine-0"]
             await old.close()
             await until(lambda: bool(sink.reasons))
             assert sink.reasons == ["error"]
-            await until(lambda: parts.service._clients.get("engine-0") not in (None, old))
+            await until(lambda: parts.service._connections.clients.get("engine-0") not in (None, old))
             assert parts.service.is_ready()
             engine.runner.gate.set()
             # The engine still runs what nobody waits for: its outputs come to the new connection and are ended.
@@ -270,7 +270,7 @@ def test_a_withdrawn_instance_is_forgotten() -> None:
             assert list(parts.cluster) == []
             with pytest.raises(CapacityError, match="none is known"):
                 await parts.service.submit(make_request("s"), Sink())
-            await until(lambda: parts.service._clients == {})
+            await until(lambda: parts.service._connections.clients == {})
             engine.runner.gate.set()
 
     run(scene)

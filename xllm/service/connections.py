@@ -1,0 +1,207 @@
+"""Connections: one to each published instance, kept open as long as the instance is published.
+
+It follows the registry, connects, checks who answers, and tells its owner what comes. What an instance's state is
+lies in ``cluster/``; what becomes of requests is decided in ``dispatch/``.
+
+INVARIANTS
+- Per published instance there is one keeper task; after ``close`` there is none, and no open client.
+- A client is in ``clients`` from the moment its instance is usable until its connection is lost.
+- A connection that is lost is opened again, with growing pauses, as long as its instance is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from msgspec import structs
+
+from xllm.base.waits import WaitTable
+from xllm.errors import ConfigError, InstanceLost, XllmError
+from xllm.registry.registry import InstanceRecord, InstanceRegistry, RegistryEvent
+from xllm.rpc.client import EngineClient
+from xllm.service.cluster.cluster import Cluster
+from xllm.service.tasks import Tasks
+from xllm.types.ids import InstanceId
+from xllm.types.output import OutputFrame
+from xllm.types.wire import KvEvents, LoadReply
+
+log = logging.getLogger(__name__)
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+
+
+class ConnectionEvents(Protocol):
+    """Is told what comes over the connections; must not block."""
+
+    def on_outputs(self, instance_id: InstanceId, frame: OutputFrame) -> None:
+        """One step's outputs."""
+        ...
+
+    def on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
+        """Load and health."""
+        ...
+
+    def on_kv_events(self, instance_id: InstanceId, events: KvEvents) -> None:
+        """Cache changes."""
+        ...
+
+    def on_connected(self, instance_id: InstanceId, *, is_same: bool) -> None:
+        """A connection is up; ``is_same``: to the incarnation that was known."""
+        ...
+
+    def on_lost(self, instance_id: InstanceId, error: XllmError) -> None:
+        """The connection is gone or could not be made; what ran there is out of reach."""
+        ...
+
+
+class Connections:
+    """See the module. ``watch`` once, ``close`` at the end; used from one event loop."""
+
+    def __init__(self, cluster: Cluster, *, peer: str, waits: WaitTable, tasks: Tasks) -> None:
+        self._cluster = cluster
+        self._peer = peer
+        self._waits = waits
+        self._tasks = tasks
+        self._keepers: dict[InstanceId, asyncio.Task[None]] = {}
+        self._events: ConnectionEvents | None = None
+        self._unwatch: Callable[[], None] | None = None
+        self._is_closing = False
+        self.clients: dict[InstanceId, EngineClient] = {}
+        """Open connections."""
+
+    def watch(self, registry: InstanceRegistry, events: ConnectionEvents) -> None:
+        """Follow the registry and tell ``events`` what comes."""
+        self._events = events
+        self._unwatch = registry.watch(self._on_registry)
+
+    async def close(self) -> None:
+        """Hang up everywhere."""
+        self._is_closing = True
+        if self._unwatch is not None:
+            self._unwatch()
+        keepers = list(self._keepers.values())
+        for keeper in keepers:
+            keeper.cancel()
+        await asyncio.gather(*keepers, return_exceptions=True)
+        for client in list(self.clients.values()):
+            await client.close()
+        self._keepers.clear()
+        self.clients.clear()
+
+    def cut(self, instance_id: InstanceId) -> bool:
+        """Close an open connection; its keeper opens another one. False: none is open."""
+        client = self.clients.get(instance_id)
+        if client is None or client.is_lost:
+            return False
+        self._tasks.spawn(client.close())
+        return True
+
+    def forget(self, instance_id: InstanceId, reason: str) -> None:
+        """End keeper and connection of an instance; what it had is lost."""
+        keeper = self._keepers.pop(instance_id, None)
+        if keeper is not None:
+            keeper.cancel()
+        self._cluster.remove(instance_id)
+        assert self._events is not None
+        self._events.on_lost(instance_id, InstanceLost(f"instance {instance_id} {reason}"))
+        client = self.clients.pop(instance_id, None)
+        if client is not None:
+            self._tasks.spawn(client.close())
+
+    async def follow_cache(self, instance_id: InstanceId) -> None:
+        """Subscribe (again) to an instance's KV events; without them it is routed to by load alone."""
+        client = self.clients.get(instance_id)
+        if client is not None:
+            try:
+                await client.subscribe_kv_events()
+            except XllmError as error:
+                log.warning("instance %s sends no KV events: %s", instance_id, error.message)
+
+    # -- private --
+
+    def _on_registry(self, event: RegistryEvent) -> None:
+        info = event.record.info
+        known = self._cluster.get(info.id)
+        if known is not None and known.info.incarnation == info.incarnation and event.kind != "removed":
+            known.on_lease(event.kind == "added")
+            return
+        if known is not None:
+            self.forget(info.id, "was withdrawn")
+        if event.kind == "added":
+            try:
+                self._cluster.add(info)
+            except ConfigError as error:
+                log.error("instance %s is refused: %s", info.id, error.message)
+                return
+            self._keepers[info.id] = asyncio.create_task(self._keep(event.record))
+        elif known is None:
+            self._cluster.remove(info.id)
+
+    async def _keep(self, record: InstanceRecord) -> None:
+        """Hold a connection to one instance for as long as it is published."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            lost = asyncio.Event()
+            try:
+                client = await self._connect(record, lost)
+            except XllmError as error:
+                self._note_lost(record.info.id, error)
+            else:
+                pause_s = _FIRST_PAUSE_S
+                try:
+                    await lost.wait()  # unbounded by nature: a connection lasts as long as it lasts
+                finally:
+                    if self.clients.get(record.info.id) is client:
+                        del self.clients[record.info.id]
+                    await client.close()
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _connect(self, record: InstanceRecord, lost: asyncio.Event) -> EngineClient:
+        instance_id = record.info.id
+        events = self._events
+        assert events is not None
+
+        def on_lost(error: InstanceLost) -> None:
+            self._note_lost(instance_id, error)
+            lost.set()
+
+        client = await EngineClient.connect(
+            record.info.address,
+            peer=self._peer,
+            token=record.token,
+            on_outputs=lambda frame: events.on_outputs(instance_id, frame),
+            on_heartbeat=lambda reply: events.on_heartbeat(instance_id, reply),
+            on_kv_events=lambda found: events.on_kv_events(instance_id, found),
+            on_lost=on_lost,
+            waits=self._waits,
+        )
+        try:
+            info = await client.info()
+        except XllmError:
+            await client.close()
+            raise
+        if record.is_fenced and info.incarnation != record.info.incarnation:
+            await client.close()
+            raise InstanceLost(
+                f"{record.info.address} is answered by another incarnation, {info.incarnation}"
+            )
+        instance = self._cluster.get(instance_id)
+        is_same = instance is not None and instance.info.incarnation == info.incarnation
+        if instance is not None:
+            instance.on_connected(structs.replace(info, id=instance_id))
+        self.clients[instance_id] = client
+        events.on_connected(instance_id, is_same=is_same)
+        return client
+
+    def _note_lost(self, instance_id: InstanceId, error: XllmError) -> None:
+        instance = self._cluster.get(instance_id)
+        if instance is not None:
+            instance.on_lost(error.message)
+        if not self._is_closing:
+            log.warning("instance %s: %s", instance_id, error.message)
+        assert self._events is not None
+        self._events.on_lost(instance_id, error)
