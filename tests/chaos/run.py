@@ -1,0 +1,225 @@
+"""A whole run: calm, faults under load, settling, verdict, report."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.faults import Faults
+from tests.chaos.load import FORBIDDEN, Load
+from tests.chaos.requests import build_pool
+from tests.chaos.schedule import ENGINE_KINDS, Fault
+from tests.chaos.watch import Mark, Watch
+from tests.chaos.world import World, WorldOptions, until
+
+NOTICED_S = 5.0
+
+
+@dataclass(kw_only=True)
+class ChaosOptions:
+    """One run."""
+
+    seed: int
+    faults: list[Fault]
+    world: WorldOptions = field(default_factory=WorldOptions)
+    num_clients: int = 16
+    num_bodies: int = 32
+    max_tokens: int = 120
+    say: Callable[[str], None] = lambda text: None
+
+
+async def run_chaos(directory: Path, options: ChaosOptions) -> dict[str, Any]:
+    """The report; what it found wrong is under ``problems``, which is empty after a good run."""
+    began_s = time.monotonic()
+    async with World(directory, options.world, options.seed) as world:
+        options.say(f"up after {time.monotonic() - began_s:.1f} s: {', '.join(world.processes)}, etcd")
+        pool = await build_pool(
+            world.session, world.urls["service-0"], options.seed, count=options.num_bodies,
+            max_tokens=options.max_tokens,
+        )  # fmt: skip
+        load = Load(world, pool, options.seed, num_clients=options.num_clients)
+        watch = Watch(world)
+        load.on_event = watch.saw_event
+        watch.start()
+        load.start()
+        await _strike_all(world, load, watch, options)
+        options.say("all faults are over; waiting for what is under way")
+        await load.stop()
+        settled_s = await _settle(world)
+        await watch.close()
+        problems = [f"{name}: {load.books.outcomes[name]}" for name in FORBIDDEN if load.books.outcomes[name]]
+        problems += await _leaks(world)
+        problems += _tracebacks(world)
+        if load._tasks and not load.books.outcomes["right"]:
+            problems.append("no call succeeded")
+        return _report(world, load, watch, options, problems, settled_s)
+
+
+async def _strike_all(world: World, load: Load, watch: Watch, options: ChaosOptions) -> None:
+    began_s = time.monotonic()
+    faults = Faults(world)
+    tasks: list[asyncio.Task[None]] = []
+
+    async def strike(fault: Fault) -> None:
+        marks: list[Mark] = []
+        await faults.strike(
+            fault,
+            lambda: marks.append(watch.struck(fault, set(load.live))),
+            lambda: watch.healed(marks[0]),
+        )
+
+    try:
+        for fault in options.faults:
+            await asyncio.sleep(max(0.0, began_s + fault.at_s - time.monotonic()))
+            options.say(
+                f"{time.monotonic() - began_s:7.1f} s  {fault.kind}: {fault.target}, {fault.lasts_s:g} s"
+            )
+            tasks.append(asyncio.create_task(strike(fault)))
+        for task in tasks:
+            await task
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await faults.close()
+
+
+async def _settle(world: World) -> float:
+    """Until everybody is ready again and nothing is held; returns how long that took."""
+    began_s = time.monotonic()
+    await until(world.is_whole, "every replica sees every engine ready again")
+
+    async def is_empty() -> bool:
+        return all(_held(reply) == {} for reply in (await world.engine_loads()).values())
+
+    try:
+        await until(is_empty, "the engines hold nothing any more", 30.0)
+    except AssertionError:
+        pass  # told as a leak, with the figures
+    return round(time.monotonic() - began_s, 1)
+
+
+def _held(reply: Any) -> dict[str, int]:
+    """What an engine without requests must not hold."""
+    load = reply.load
+    counts = {
+        "running": load.num_running, "waiting": load.num_waiting, "blocks used": load.blocks_used,
+        "blocks leased": load.blocks_leased, "unfinished": reply.health.num_unfinished,
+        "blocks missing": load.blocks_total - load.blocks_free - load.blocks_used - load.blocks_cached
+        - load.blocks_leased - load.blocks_pinned,
+    }  # fmt: skip
+    return {name: count for name, count in counts.items() if count}
+
+
+async def _leaks(world: World) -> list[str]:
+    found = []
+    for name, reply in (await world.engine_loads()).items():
+        if _held(reply):
+            found.append(f"{name} still holds {_held(reply)}")
+    for service in world.services:
+        for row in await world.waits(service):
+            if str(row.get("owner", "")).startswith(("request", "session")) or row.get("overdue"):
+                found.append(f"{service}: {row['source']} still waits: {row['owner']}: {row['reason']}")
+    status = await world.status()
+    if [row["state"] for row in status["instances"]] != ["ready"] * len(world.engines):
+        found.append(f"the registry has {[(row['id'], row['state']) for row in status['instances']]}")
+    if len(status["services"]) != len(world.services) or len(status["leaders"]) != 1:
+        found.append(f"the registry has services {status['services']}, leaders {status['leaders']}")
+    return found
+
+
+def _tracebacks(world: World) -> list[str]:
+    found = []
+    for process in world.processes.values():
+        text = process.text
+        if "Traceback" in text:
+            at = text.index("Traceback")
+            found.append(f"{process.name} wrote a traceback: {text[at : at + 1500]}")
+        if not process.is_alive:
+            found.append(f"{process.name} ended by itself with status {process.status}: {text[-500:]}")
+    return found
+
+
+def summarize(marks: Sequence[Mark]) -> dict[str, dict[str, Any]]:
+    """Recovery per kind of fault, over those that struck alone where there are any."""
+    by_kind: dict[str, list[Mark]] = defaultdict(list)
+    for mark in marks:
+        by_kind[mark.fault.kind].append(mark)
+    found: dict[str, dict[str, Any]] = {}
+    for kind in sorted(by_kind):
+        all_marks = by_kind[kind]
+        alone = [mark for mark in all_marks if mark.is_alone] or all_marks
+        noticed = [value for mark in alone for value in mark.noticed_s.values()]
+        gaps = [mark.worst_gap_s for mark in alone if mark.worst_gap_s]
+        backs = [mark.back_s for mark in alone if mark.back_s is not None]
+        row: dict[str, Any] = {"times": len(all_marks), "alone": sum(mark.is_alone for mark in all_marks)}
+        if kind in ENGINE_KINDS:
+            row |= {"noticed_s": _spread(noticed), "back_s": _spread(backs)}
+        row["stream_gap_s"] = _spread(gaps)
+        found[kind] = row
+    return found
+
+
+def _spread(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    return {"median": round(statistics.median(values), 3), "max": round(max(values), 3)}
+
+
+def _report(
+    world: World, load: Load, watch: Watch, options: ChaosOptions, problems: list[str], settled_s: float
+) -> dict[str, Any]:
+    books = load.books
+    logs = {name: process.text for name, process in world.services.items()}
+    return {
+        "seed": options.seed,
+        "world": {"engines": options.world.num_engines, "services": options.world.num_services,
+                  "executor": options.world.executor, "step_s": options.world.step_s,
+                  "lease_ttl_s": options.world.lease_ttl_s, "clients": options.num_clients},
+        "problems": problems,
+        "calls": dict(sorted(books.outcomes.items())),
+        "right_answers": dict(sorted(books.kinds.items())),
+        "tokens_compared": books.num_tokens,
+        "worst_call_s": round(books.worst_s, 2),
+        "failures": books.failures,
+        "recovery": summarize(watch.marks),
+        "false_alarms": watch.false_alarms,
+        "connections_cut_by_services": sum(len(re.findall("its connection is cut", text)) for text in logs.values()),
+        "worst_lag_of_the_harness_s": round(watch.worst_lag_s, 3),
+        "settled_s": settled_s,
+        "faults": [mark.as_row() for mark in watch.marks],
+    }  # fmt: skip
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """For people."""
+    calls = ", ".join(f"{count} {name}" for name, count in report["calls"].items())
+    lines = [
+        f"calls: {calls}; {report['tokens_compared']} tokens compared",
+        f"{'fault':24} {'times':>5} {'alone':>5}  {'noticed s':>13}  {'stream gap s':>13}  {'back s':>13}",
+    ]
+    for kind, row in report["recovery"].items():
+        cells = [_cell(row.get(name)) for name in ("noticed_s", "stream_gap_s", "back_s")]
+        lines.append(
+            f"{kind:24} {row['times']:>5} {row['alone']:>5}  " + "  ".join(f"{c:>13}" for c in cells)
+        )
+    lines.append(
+        "(median / max; noticed: a replica no longer calls the engine ready; stream gap: the longest wait"
+    )
+    lines.append(" of a stream that was open at the strike; back: ready again after the cause was gone)")
+    lines.append(f"false alarms: {len(report['false_alarms'])} {json.dumps(report['false_alarms'][:5])}")
+    lines += [f"PROBLEM: {problem}" for problem in report["problems"]]
+    lines += [f"FAILURE: {json.dumps(failure)}" for failure in report["failures"][:10]]
+    return "\n".join(lines)
+
+
+def _cell(spread: dict[str, float] | None) -> str:
+    return "-" if spread is None else f"{spread['median']:.2f} / {spread['max']:.2f}"
