@@ -115,6 +115,27 @@ void xllm_pack(int type, const void *weight, void *out, int64_t n, int64_t k, in
     });
 }
 
+// Of bytes, a multiple of 4096: chains of odd multiplications, 32 side by side, in segments of 1 MiB. Any change within one
+// 8-byte word shows for certain; this is against damage, not against attackers.
+void xllm_checksum(const void *data, int64_t bytes, uint64_t *out, int threads) {
+    const long words = 1 << 17, total = bytes / 8, segments = (total + words - 1) / words;
+    std::vector<uint64_t> sums(segments);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long s = 0; s < segments; s++) {
+        const uint64_t *w = (const uint64_t *)data + s * words, *end = w + std::min(words, total - s * words);
+        uint64_t h[32];
+        for (int j = 0; j < 32; j++) h[j] = j + 1;
+        for (; w < end; w += 32)
+            for (int j = 0; j < 32; j++) h[j] = (h[j] ^ w[j]) * 0x9e3779b97f4a7c15ull;
+        uint64_t sum = 0;
+        for (int j = 0; j < 32; j++) sum = mix(sum ^ h[j]);
+        sums[s] = sum;
+    }
+    uint64_t sum = bytes;
+    for (uint64_t part : sums) sum = mix(sum ^ part);
+    *out = sum;
+}
+
 void xllm_unpack_rows(int type, const void *packed, const int64_t *rows, int64_t count, int64_t k, void *out, int threads) {
     with_type(type, [&](auto t) {
         typedef decltype(t) T;

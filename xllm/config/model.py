@@ -33,6 +33,10 @@ class ModelConfig:
     load_format: LoadFormat = opt("auto", "--load-format")
     """``auto``: safetensors; ``dummy``: random weights made from the seed, for measuring without a
     checkpoint."""
+    packed_weights_cache: str | None = opt(None, "--packed-weights-cache")
+    """Directory where the weights are kept in the order of this machine's CPU kernels: later starts map that file in
+    place of packing again, and engines of one machine share its memory. As large as the checkpoint in the run's dtype;
+    default: not kept."""
     chat_template: str | None = opt(None, "--chat-template")
     """A Jinja file or an inline template in place of the model's own."""
     generation_config: str = opt("auto", "--generation-config")
@@ -42,6 +46,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(
             (
+                (self.packed_weights_cache != "", "packed_weights_cache is empty: give a directory"),
                 (bool(self.model), "model is empty: give a directory or a hub id"),
                 (
                     self.max_model_len is None or self.max_model_len >= 2,

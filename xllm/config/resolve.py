@@ -81,6 +81,7 @@ class _Resolver:
             model=config.model.model,
             served_model_names=config.model.served_model_name or (config.model.model,),
             load_format=config.model.load_format,
+            packed_weights_cache=config.model.packed_weights_cache,
             seed=config.model.seed,
             spec=self.spec,
             device=device,
@@ -374,7 +375,19 @@ class _Resolver:
             idle.append("graphs have no effect with a timed executor: no forward is run")
         if self.is_timed and _was_said(sources, "model.load_format"):
             idle.append("load_format has no effect with a timed executor: no weights are loaded")
+        if self.config.model.packed_weights_cache is not None:
+            idle += self.idle_packed_weights(device)
         return tuple(idle)
+
+    def idle_packed_weights(self, device: str) -> list[str]:
+        why = None
+        if self.is_timed:
+            why = "a timed executor loads no weights"
+        elif device == "cuda":
+            why = "weights are packed for a CPU only"
+        elif self.config.model.load_format == "dummy":
+            why = "dummy weights are not read from anywhere"
+        return [] if why is None else [f"packed_weights_cache has no effect: {why}"]
 
 
 def _was_said(sources: Mapping[str, Source], key: str) -> bool:

@@ -35,6 +35,8 @@ class ResolvedEngineConfig:
     """Names clients may use; the first is reported."""
     load_format: Literal["auto", "dummy"]
     """Where weights come from."""
+    packed_weights_cache: str | None
+    """Directory of packed weights; None: not kept."""
     seed: int
     """Seed of dummy weights and of requests without one."""
     spec: ModelSpec

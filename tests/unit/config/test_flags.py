@@ -43,6 +43,7 @@ FLAGS = [
     "--model",
     "--num-gpu-blocks-override",
     "--num-threads",
+    "--packed-weights-cache",
     "--port",
     "--profile-startup",
     "--revision",

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from xllm.engine.kernels.linear.native import PackedWeight, take_rows
 from xllm.engine.layers.build_context import BuildContext
-from xllm.engine.layers.linear import packed_parameter
+from xllm.engine.layers.linear import packed_parameter, packed_shape_of
 from xllm.engine.layers.sources import Source
 
 
@@ -37,10 +37,22 @@ class Embedding(nn.Module):
         logits: torch.Tensor = self._linear(hidden, weight, None, torch.float32)
         return logits
 
+    @property
+    def packed_shape(self) -> tuple[int, ...] | None:
+        """Of the table in the linear kernel's order; None where that is the checkpoint's."""
+        return packed_shape_of(self._linear, self.weight)
+
+    def adopt(self, data: torch.Tensor) -> PackedWeight:
+        """Take memory of :attr:`packed_shape` as the table, filled by now or later."""
+        self.packed = PackedWeight(data, *self.weight.shape)
+        self.weight = packed_parameter(self.packed, self.weight)
+        return self.packed
+
     def pack(self) -> None:
         """For a table that is projected with: bring it into the linear kernel's order, keep no other copy."""
-        self.packed = self._pack_weight(self.weight.data)
-        self.weight = packed_parameter(self.packed, self.weight)
+        if self.packed is None:
+            self.packed = self._pack_weight(self.weight.data)
+            self.weight = packed_parameter(self.packed, self.weight)
 
     def sources(self, name: str) -> list[Source]:
         """``name`` in the checkpoint, without ``.weight``."""

@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from xllm.engine.kernels.linear.native import PackedWeight
+from xllm.engine.kernels.linear import native
+from xllm.engine.kernels.linear.native import PackedWeight, packed_shape
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source, fused_sources
+
+
+def packed_shape_of(linear: Any, weight: torch.Tensor) -> tuple[int, ...] | None:
+    """Shape of a weight ``[O, I]`` as the kernel keeps it; None where it takes the checkpoint's."""
+    num_out, num_in = weight.shape
+    return packed_shape(num_out, num_in, weight.dtype) if linear is native.linear else None
 
 
 def packed_parameter(packed: Any, weight: nn.Parameter) -> nn.Parameter:
@@ -42,10 +49,22 @@ class Linear(nn.Module):
         """Apply."""
         return self._linear(x, self.weight if self.packed is None else self.packed, self.bias)
 
+    @property
+    def packed_shape(self) -> tuple[int, ...] | None:
+        """Of the weight in its kernel's order; None where that is the checkpoint's."""
+        return packed_shape_of(self._linear, self.weight)
+
+    def adopt(self, data: torch.Tensor) -> PackedWeight:
+        """Take memory of :attr:`packed_shape` as the weight, filled by now or later."""
+        self.packed = PackedWeight(data, *self.weight.shape)
+        self.weight = packed_parameter(self.packed, self.weight)
+        return self.packed
+
     def pack(self) -> None:
         """Bring the loaded weight into the kernel's order; the loaded copy is dropped."""
-        self.packed = self._pack_weight(self.weight.data)
-        self.weight = packed_parameter(self.packed, self.weight)
+        if self.packed is None:
+            self.packed = self._pack_weight(self.weight.data)
+            self.weight = packed_parameter(self.packed, self.weight)
 
     def sources(self, names: Sequence[str]) -> list[Source]:
         """``names`` of the projections in the checkpoint, without ``.weight`` and ``.bias``."""

@@ -8,6 +8,9 @@ qwen3_moe.py     Qwen3-MoE
 registry.py      architecture -> builder
 safetensors.py   memory-mapped reading of one shard
 checkpoint.py    the shards of a directory as one set of named tensors
+arena.py         one stretch of memory for all weights on a CPU
+reader.py        mapped shards -> that memory, in pieces, on several threads
+packed_cache.py  that memory kept as a file, for later starts
 loader.py        directory -> loaded model
 """
 

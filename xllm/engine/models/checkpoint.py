@@ -76,6 +76,15 @@ class Checkpoint:
         """The shard that holds a tensor."""
         return self._holder[name].path
 
+    @property
+    def files(self) -> list[Path]:
+        """All shards."""
+        return sorted({shard.path for shard in self._holder.values()})
+
+    def shard(self, name: str) -> SafetensorsFile:
+        """The open file that holds a tensor."""
+        return self._holder[name]
+
     def tensor(self, name: str) -> torch.Tensor:
         """A read-only view of the mapped bytes."""
         return self._holder[name].tensor(name)

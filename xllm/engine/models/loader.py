@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import torch
 from xllm.config.model_spec import ModelSpec
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source
+from xllm.engine.models.arena import arena_bytes, bind, new_arena, plan_places
 from xllm.engine.models.checkpoint import Checkpoint
 from xllm.engine.models.decoder import CausalLM
+from xllm.engine.models.packed_cache import PackedCache
+from xllm.engine.models.reader import read_weights
 from xllm.engine.models.registry import build_model
+from xllm.engine.platform.native import native_library
 from xllm.errors import ModelError
 
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes to read)."""
 
@@ -26,11 +32,13 @@ def load_model(
     *,
     layer_range: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    packed_cache: Path | None = None,
 ) -> CausalLM:
     """Build the spec's model and fill it from the directory's shards, cast to the run dtype.
 
     Everything is checked before the first byte is copied: each parameter is filled exactly once, each
-    tensor has the shape its place has, and no tensor is left over. At the end matrices are packed for their kernels.
+    tensor has the shape its place has, and no tensor is left over. On a CPU matrices are packed for their kernels as
+    they are read, or come from ``packed_cache``, a directory, in that form.
 
     Raises:
         ModelError: a file or tensor is missing, unexpected, truncated or of the wrong shape; names file and
@@ -43,16 +51,55 @@ def load_model(
     _check_tensors(checkpoint, sources, spec, whole=layer_range in (None, (0, spec.num_layers)))
     total = sum(checkpoint.entry(s.name).num_bytes for s in sources)
     done = 0
-    if progress:
-        progress(0, total)
+
+    def advance(num_bytes: int) -> None:
+        nonlocal done
+        done += num_bytes
+        if progress:
+            progress(done, total)
+
+    advance(0)
     with torch.inference_mode():
-        for source in sources:
-            source.target.copy_(checkpoint.tensor(source.name))
-            done += checkpoint.entry(source.name).num_bytes
-            if progress:
-                progress(done, total)
+        if build.device.type == "cpu":
+            _fill_arena(model, checkpoint, sources, packed_cache, advance)
+        else:
+            for source in sources:
+                source.target.copy_(checkpoint.tensor(source.name))
+                advance(checkpoint.entry(source.name).num_bytes)
         model.pack()
     return model.eval()
+
+
+def _fill_arena(
+    model: CausalLM,
+    checkpoint: Checkpoint,
+    sources: list[Source],
+    cache_dir: Path | None,
+    advance: Callable[[int], None],
+) -> None:
+    """Weights on the host: from the packed cache where there is one for this checkpoint, else from the checkpoint."""
+    places, num_threads = plan_places(model), torch.get_num_threads()
+    cache = None
+    if cache_dir is not None:
+        if native_library() is None:
+            _LOG.warning("packed weights are not kept: without the CPU kernels nothing is packed")
+        else:
+            cache = PackedCache(cache_dir, checkpoint, places)
+    if cache is not None and (arena := cache.try_open()) is not None:
+        bound = bind(places, arena)
+        advance(sum(checkpoint.entry(s.name).num_bytes for s in sources if s.parameter in bound))
+        sources = [source for source in sources if source.parameter not in bound]
+        read_weights(checkpoint, sources, bound.packed, num_threads=num_threads, progress=advance)
+        return
+    created = None if cache is None else cache.try_create()
+    bound = bind(places, new_arena(arena_bytes(places)) if created is None else created)
+    try:
+        read_weights(checkpoint, sources, bound.packed, num_threads=num_threads, progress=advance)
+        if cache is not None and created is not None:
+            cache.publish()
+    finally:
+        if cache is not None:
+            cache.abandon()
 
 
 def _check_filled(model: CausalLM, sources: list[Source]) -> None:

@@ -87,6 +87,20 @@ class SafetensorsFile:
         )
         return flat.view(entry.shape)
 
+    def read_ahead(self, begin: int, end: int) -> None:
+        """Have bytes of the file read in the background."""
+        self._advise(mmap.MADV_WILLNEED, begin, end)
+
+    def drop(self, begin: int, end: int) -> None:
+        """Let go of whole pages of these bytes: they stay in the page cache, not in this process."""
+        page = mmap.PAGESIZE
+        self._advise(mmap.MADV_DONTNEED, -(-begin // page) * page, end // page * page)
+
+    def _advise(self, advice: int, begin: int, end: int) -> None:
+        begin -= begin % mmap.PAGESIZE
+        if end > begin:
+            self._map.madvise(advice, begin, end - begin)
+
 
 def _read_header(path: Path, prefix: bytes, size: int, file: Any) -> dict[str, TensorEntry]:
     hint = "the download is incomplete or damaged; download the file again"

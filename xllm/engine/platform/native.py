@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-from ctypes import POINTER, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 
 import torch
@@ -68,6 +68,7 @@ class LayerArgs(ctypes.Structure):
 
 _SIGNATURES = {
     "xllm_pack": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_int),
+    "xllm_checksum": (c_void_p, c_int64, POINTER(c_uint64), c_int),
     "xllm_unpack_rows": (c_int, c_void_p, c_void_p, c_int64, c_int64, c_void_p, c_int),
     "xllm_linear": (
         *(c_int, c_int, c_void_p, c_void_p, c_void_p, c_void_p),

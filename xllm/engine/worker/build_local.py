@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -139,7 +140,14 @@ def _load(
         fill_with_dummy_weights(model, resolved.seed)
         model.pack()
         return model.eval()
-    return load_model(resolved.spec, resolved.spec.path, build, progress=progress)
+    packed = resolved.packed_weights_cache
+    return load_model(
+        resolved.spec,
+        resolved.spec.path,
+        build,
+        progress=progress,
+        packed_cache=None if packed is None else Path(packed).expanduser(),
+    )
 
 
 def _build_runner(

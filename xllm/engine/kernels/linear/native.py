@@ -27,17 +27,39 @@ class PackedWeight:
     num_in: int
 
 
+def packed_shape(num_out: int, num_in: int, dtype: torch.dtype) -> tuple[int, int, int] | None:
+    """Of a weight ``[O, I]`` when packed; None for types and shapes the kernels do not know."""
+    if dtype not in TYPES or num_in % 2:
+        return None
+    return -(-num_out // COLUMNS), num_in, COLUMNS
+
+
 def pack_weight(weight: torch.Tensor) -> torch.Tensor | PackedWeight:
     """``weight [O, I]`` packed; types and shapes the kernels do not know stay as they are."""
     num_out, num_in = weight.shape
-    if weight.dtype not in TYPES or num_in % 2:
+    shape = packed_shape(num_out, num_in, weight.dtype)
+    if shape is None:
         return weight
-    library = required_library()
-    data = torch.empty((-(-num_out // COLUMNS), num_in, COLUMNS), dtype=weight.dtype)
-    source = weight.detach().contiguous()
-    threads = library.num_threads(weight.numel())
-    library.lib.xllm_pack(TYPES[weight.dtype], source.data_ptr(), data.data_ptr(), num_out, num_in, threads)
-    return PackedWeight(data, num_out, num_in)
+    packed = PackedWeight(torch.empty(shape, dtype=weight.dtype), num_out, num_in)
+    pack_rows(packed, 0, weight.detach(), num_threads=required_library().num_threads(weight.numel()))
+    return packed
+
+
+def pack_rows(packed: PackedWeight, first: int, rows: torch.Tensor, *, num_threads: int = 1) -> None:
+    """Put ``rows [R, I]`` of a weight, from row ``first`` on, into their places.
+
+    Whole blocks only: ``first`` is a multiple of 64, and so is R unless the rows are the last ones. Different rows may
+    be packed from several threads at once.
+    """
+    assert rows.dtype == packed.data.dtype and rows.shape[1] == packed.num_in, (rows.dtype, rows.shape)
+    end = first + len(rows)
+    assert first % COLUMNS == 0 and end <= packed.num_out, (first, end, packed.num_out)
+    assert end % COLUMNS == 0 or end == packed.num_out, (first, end, packed.num_out)
+    rows = rows.contiguous()
+    target = packed.data.data_ptr() + first * packed.num_in * rows.element_size()
+    required_library().lib.xllm_pack(
+        TYPES[rows.dtype], rows.data_ptr(), target, len(rows), packed.num_in, num_threads
+    )
 
 
 def take_rows(weight: PackedWeight, rows: torch.Tensor) -> torch.Tensor:

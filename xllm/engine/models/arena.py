@@ -1,0 +1,132 @@
+"""WeightArena: one stretch of memory for all weights of a model on a CPU, each in its kernel's order.
+
+One stretch, in huge pages, because a step reads all of it: separate allocations of a few MiB lose their first and last
+huge page each. Nothing is touched here; a page exists once something is written to it.
+
+INVARIANTS
+- A place belongs to one parameter; places do not overlap and begin at multiples of ``ALIGN``.
+- The order of the places is the model's own, so the same model has the same arena in every process.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from xllm.engine.kernels.linear.native import PackedWeight
+from xllm.engine.layers.embedding import Embedding
+from xllm.engine.layers.linear import Linear
+from xllm.engine.models.decoder import CausalLM
+
+ALIGN = 4096
+HUGE_PAGE_BYTES = 2 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a parameter lies in the arena, and in which shape."""
+
+    name: str
+    """Of the parameter in the model."""
+    module: nn.Module
+    attribute: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    begin: int
+    is_packed: bool
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the parameter."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def plan_places(model: CausalLM) -> list[Place]:
+    """The arena of a model that is not loaded yet: every parameter once, matrices packed where their kernels pack.
+
+    Left out are parameters of modules that pack themselves in another way.
+    """
+    places: list[Place] = []
+    seen: set[int] = set()
+    at = 0
+    for path, module in model.named_modules():
+        if hasattr(module, "pack") and not isinstance(module, Linear | Embedding | CausalLM):
+            continue
+        for attribute, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            shape = _packed_shape(model, module, attribute)
+            place = Place(
+                f"{path}.{attribute}",
+                module,
+                attribute,
+                tuple(parameter.shape) if shape is None else shape,
+                parameter.dtype,
+                at,
+                shape is not None,
+            )
+            places.append(place)
+            at += -(-place.num_bytes // ALIGN) * ALIGN
+    return places
+
+
+def arena_bytes(places: Sequence[Place]) -> int:
+    """Length of the arena."""
+    return places[-1].begin + -(-places[-1].num_bytes // ALIGN) * ALIGN if places else 0
+
+
+def new_arena(num_bytes: int) -> torch.Tensor:
+    """Fresh, untouched memory: uint8 ``[num_bytes]`` at a huge page's boundary, where there are huge pages."""
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    memory = mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=flags)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # a kernel without huge pages: the same memory in small ones
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    offset = -whole.data_ptr() % HUGE_PAGE_BYTES
+    return whole[offset : offset + num_bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Parameters by ``id``, as they were before the arena."""
+
+    packed: Mapping[int, PackedWeight]
+    """Those that a packed weight has replaced."""
+    plain: frozenset[int]
+    """Those that are what they were, with memory in the arena."""
+
+    def __contains__(self, parameter: nn.Parameter) -> bool:
+        return id(parameter) in self.packed or id(parameter) in self.plain
+
+
+def bind(places: Sequence[Place], arena: torch.Tensor) -> Bound:
+    """Make the arena the model's weights."""
+    packed: dict[int, PackedWeight] = {}
+    plain: set[int] = set()
+    for place in places:
+        raw = arena[place.begin : place.begin + place.num_bytes]
+        data = raw.view(place.dtype).view(place.shape)
+        parameter = getattr(place.module, place.attribute)
+        if place.is_packed:
+            assert isinstance(place.module, Linear | Embedding)
+            packed[id(parameter)] = place.module.adopt(data)
+        else:
+            parameter.data = data
+            plain.add(id(parameter))
+    return Bound(packed, frozenset(plain))
+
+
+def _packed_shape(model: CausalLM, module: nn.Module, attribute: str) -> tuple[int, ...] | None:
+    if attribute != "weight" or not isinstance(module, Linear | Embedding):
+        return None
+    is_matrix = isinstance(module, Linear) or module is model.head
+    return module.packed_shape if is_matrix else None
