@@ -21,7 +21,8 @@ from tests.fakes.served import until
 from xllm.config.cluster import RegistryConfig
 from xllm.launch.cluster_admin import gather_status
 
-FLAGS = ("--executor", "timed:instant", "--port", "0", "--num-threads", "1")
+ENGINE = ("--executor", "timed:instant", "--num-threads", "1")
+FLAGS = (*ENGINE, "--port", "0")
 
 
 class Cluster:
@@ -113,6 +114,34 @@ def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Clu
     with Command("cluster", "drain", "engine-0", "--registry", cluster.registry) as again:
         assert again.process.wait(60) == 1
     assert "there are: engine-1" in again.text
+
+
+def test_a_service_listens_before_any_engine_and_serves_when_one_joins() -> None:
+    with Command("service", "demo", *FLAGS, "--registry", "tcp://127.0.0.1:0", "--host-registry") as service:
+        registry = service.until(r"the registry is at (\S+)")[1]
+        url = service.until(r"listening at (http://[\d.:]+)")[1]
+        assert ask(f"{url}/health").status == 200 and ask(f"{url}/ready").status == 503
+        assert ask(f"{url}/metrics").status == 200 and ask(f"{url}/openapi.json").status == 200
+        (card,) = ask(f"{url}/v1/models").json["data"]
+        assert card["id"] == "demo" and card["max_model_len"] is None
+        body = {"model": "demo", "prompt": "x", "max_tokens": 3, "ignore_eos": True}
+        refused = ask(f"{url}/v1/completions", body)
+        assert refused.status == 503 and "xllm engine demo --registry" in refused.json["error"]["message"]
+        assert float(refused.headers["retry-after"]) > 0
+        with Command("engine", "demo", *ENGINE, "--registry", registry) as engine:
+            service.until(r"serving demo at http://[\d.:]+")
+            assert ask(f"{url}/ready").status == 200
+            assert ask(f"{url}/v1/completions", body).status == 200
+            assert ask(f"{url}/v1/models").json["data"][0]["max_model_len"] > 0
+            assert engine.end() == 0
+        until(lambda: ask(f"{url}/ready").status == 503, 60)
+        assert service.end() == 0 and "Traceback" not in service.text
+
+
+def test_a_service_that_nobody_joins_ends_like_any_other() -> None:
+    with Command("service", "demo", *FLAGS, "--registry", "tcp://127.0.0.1:0", "--host-registry") as service:
+        service.until(r"listening at")
+        assert service.end() == 0 and "Traceback" not in service.text
 
 
 @pytest.mark.parametrize(

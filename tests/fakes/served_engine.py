@@ -107,6 +107,7 @@ async def served_engine(
     executor: Callable[[FakeStepRunner], ThreadExecutor] = ThreadExecutor,
     num_blocks: int = 200,
     depth: int = 1,
+    revision: str = "",
 ) -> AsyncIterator[ServedEngine]:
     """A running engine on a free loopback port; ended afterwards."""
     clock, waits = ManualClock(), WaitTable()
@@ -119,7 +120,9 @@ async def served_engine(
         layout=layout, num_blocks=[num_blocks], limits=limits, vocab_size=1000, clock=clock, depth=depth
     )
     built = executor(runner)
-    info = InstanceInfo(id="engine-0", incarnation="x", address="", model="fake", vocab_size=1000)
+    info = InstanceInfo(
+        id="engine-0", incarnation="x", address="", model="fake", revision=revision, vocab_size=1000
+    )
     server = EngineServer(core, built, info, options=options, waits=waits, clock=clock)
     address = await server.start("127.0.0.1:0")
     running = asyncio.ensure_future(server.run())

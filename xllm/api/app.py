@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import cache
+from functools import lru_cache
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -79,7 +79,7 @@ class Endpoint:
 
 
 def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None) -> ASGIApp:
-    """The ASGI application over ``backend``, which must be ready (its model is read now)."""
+    """The ASGI application over ``backend``, whose model must have its names by now."""
     clock = clock or MonotonicClock()
     labels = {"model_name": backend.model.names[0], "engine": "0"}
     edge = Edge(
@@ -95,7 +95,8 @@ def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None
     for method, path, handler in _ROUTES:
         app.router.routes.append(Route(path, Endpoint(edge, path, handler), methods=[method]))
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.openapi = cache(lambda: build_openapi(backend.model))  # type: ignore[method-assign]
+    describe = lru_cache(maxsize=1)(build_openapi)
+    app.openapi = lambda: describe(backend.model)  # type: ignore[method-assign]
     guarded: ASGIApp = Guard(app, KeyRing(config.api_key, config.admin_api_key), edge.metrics)
     if config.allowed_origins:
         origins = list(config.allowed_origins)

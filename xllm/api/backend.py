@@ -34,6 +34,8 @@ class ServedModel:
     """Weight revision: part of every block hash."""
     created: int = 0
     """Unix time of the start, as /v1/models reports it."""
+    is_known: bool = True
+    """False: no engine has joined yet, so that only the names mean anything and no request can be taken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ class Backend(Protocol):
 
     @property
     def model(self) -> ServedModel:
-        """The served model; known once ready."""
+        """The served model. It changes when another revision takes over: ask again for every call."""
         ...
 
     @property

@@ -20,12 +20,13 @@ from xllm.api.observe import EdgeMetrics
 from xllm.api.preprocess import Admission, Preprocessor, check_client_id
 from xllm.api.protocol import SamplingFields
 from xllm.api.sse import watch_client
-from xllm.errors import InvalidRequest, NotFound
+from xllm.errors import CapacityError, InvalidRequest, NotFound
 from xllm.types.request import SloBudgets
 from xllm.types.tenant import user_tenant
 
 _LONG_TEXT_CHARS = 16_384
 _CLIENT_CLOSED = 499
+_NO_ENGINE_RETRY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,15 +44,23 @@ class Edge:
 
         Raises:
             NotFound: no such model is served.
+            CapacityError: 503, no engine of it has joined yet.
         """
-        names = self.backend.model.names
-        if name is None or name == "":
-            return names[0]
-        if name not in names:
+        model = self.backend.model
+        names = model.names
+        if name and name not in names:
             raise NotFound(
                 f"model {name[:200]!r} is not served", hint=f"served: {', '.join(names)}", param="model"
             )
-        return name
+        if not model.is_known:
+            raise CapacityError(
+                f"no engine of {names[0]!r} has joined yet",
+                status=503,
+                retry_after_s=_NO_ENGINE_RETRY_S,
+                hint=f"start one: xllm engine {names[0]} --registry URL",
+            )
+        self.preprocessor.follow(model)
+        return name or names[0]
 
     async def encode_text(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Tokenise; a long text in a thread, so that no stream waits for it."""

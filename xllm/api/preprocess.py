@@ -41,13 +41,19 @@ class Admission:
 
 @dataclass(slots=True)
 class Preprocessor:
-    """Builds requests for one served model."""
+    """Builds requests for the served model; another revision of it may take its place (``follow``)."""
 
     model: ServedModel
     text: TextPipeline
     max_seconds: float = 3600.0
     """Deadline of every request; a client may ask for less."""
     _roots: dict[str, BlockHash] = field(default_factory=dict)
+
+    def follow(self, model: ServedModel) -> None:
+        """Requests are for this model from now on."""
+        if model is not self.model:
+            self.model = model
+            self._roots.clear()
 
     def build_request(
         self,

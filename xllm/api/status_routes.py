@@ -43,7 +43,7 @@ def _card(edge: Edge, name: str) -> dict[str, Any]:
         "owned_by": "xllm",
         "root": model.names[0],
         "parent": None,
-        "max_model_len": model.max_model_len,
+        "max_model_len": model.max_model_len if model.is_known else None,
     }
 
 

@@ -47,8 +47,8 @@ log = logging.getLogger(__name__)
 
 CONTROLLER = "controller"
 """The duty of whoever decides for the whole cluster; one service replica holds it."""
-FIRST_ENGINE_S = 600.0
-"""How long a service over a registry waits for its first engine."""
+FIRST_ENGINE_S = 60.0
+"""How long ``xllm serve`` waits for the first of its own engines."""
 
 
 def serve_cluster(
@@ -97,7 +97,7 @@ async def _serve(
             supervisor = Supervisor(starts, on_ended=partial(_strike_off, store, opened.namespace))
             await supervisor.start()
             try:
-                await _run(config, opened, cluster, text, store, token, waits, first_engine_s=60.0)
+                await _run(config, opened, cluster, text, store, token, waits, first_engine_s=FIRST_ENGINE_S)
             finally:
                 await supervisor.close()
     finally:
@@ -116,7 +116,7 @@ async def _serve_registered(
     waits = WaitTable()
     token = config.engine.server.rpc_token
     async with _opened(registry, waits, hosts=hosts_registry) as (store, opened):
-        await _run(config, opened, cluster, text, store, token, waits, first_engine_s=FIRST_ENGINE_S)
+        await _run(config, opened, cluster, text, store, token, waits, first_engine_s=None)
     return 0
 
 
@@ -153,7 +153,7 @@ async def _run(
     token: str,
     waits: WaitTable,
     *,
-    first_engine_s: float,
+    first_engine_s: float | None,
 ) -> None:
     """The edge over the instances of ``store``, itself published there once it listens."""
     directory = Directory(store, instances_prefix(registry.namespace), token=token)

@@ -124,15 +124,25 @@ async def run_edge(
     waits = waits or WaitTable()
     install_dump_signal(waits, loop=asyncio.get_running_loop())
     service = await build_service(config, registry, text=text, waits=waits, options=options)
+    greeting: list[asyncio.Task[None]] = []
 
-    def greet(url: str) -> None:
+    async def greet(url: str) -> None:
+        if not service.model.is_known:
+            log.info("listening at %s; no engine has joined yet, requests are answered 503", url)
+            await service.until_joined()  # ends with the server
         _greet(url, service.model.names[0], bool(config.api.api_key))
+
+    def begin(url: str) -> None:
+        greeting.append(asyncio.create_task(greet(url)))
         on_listening(url)
 
     try:
         server = HttpServer(build_app(service, config.api), config.api, service)
-        await server.run(greet)
+        await server.run(begin)
     finally:
+        for task in greeting:
+            task.cancel()
+        await asyncio.gather(*greeting, return_exceptions=True)
         await service.close()
 
 

@@ -61,8 +61,8 @@ class ServiceOptions:
     """How long an instance may be silent."""
     serves_any_model: bool = True
     """Serve whatever the first engine runs; else only engines whose model has one of the served names."""
-    connect_timeout_s: float = CONNECT_TIMEOUT_S
-    """How long to wait for a first engine."""
+    connect_timeout_s: float | None = CONNECT_TIMEOUT_S
+    """How long to wait for a first engine; None: not at all, it may join later."""
 
 
 async def build_service(
@@ -77,7 +77,7 @@ async def build_service(
     """A started service over the engines of ``registry``. Call inside the event loop; ``close`` it at the end.
 
     Raises:
-        InstanceLost: no engine could be reached.
+        InstanceLost: no engine could be reached in time.
         ModelError: tokenizer or template cannot be read.
     """
     clock = clock or MonotonicClock()
@@ -92,15 +92,21 @@ async def build_service(
         is_named = info.model in names or Path(info.model).name in names
         return is_named and (not revision or info.revision == revision)
 
+    created = int(time.time())
+
     def build_model(cluster: Cluster) -> ServedModel:
-        infos = [instance.info for instance in cluster.served()]
+        infos = [instance.info for instance in cluster.served() if instance.state != "joining"]
+        if not infos:
+            return ServedModel(
+                names=names, max_model_len=0, vocab_size=0, block_size=0, created=created, is_known=False
+            )
         return ServedModel(
             names=names,
             max_model_len=min(info.max_model_len for info in infos),
             vocab_size=infos[0].vocab_size,
             block_size=infos[0].block_size,
             revision=infos[0].revision,
-            created=int(time.time()),
+            created=created,
         )
 
     service = Service(

@@ -7,6 +7,8 @@ INVARIANTS
 - Per published instance there is one keeper task; after ``close`` there is none, and no open client.
 - A client is in ``clients`` from the moment its instance is usable until its connection is lost.
 - A connection that is lost is opened again, with growing pauses, as long as its instance is published.
+- What a connection says reaches the incarnation it was opened to, or nobody.
+- A reason why an instance cannot be reached is logged once, not with every vain try.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from xllm.errors import ConfigError, InstanceLost, XllmError
 from xllm.registry.registry import InstanceRecord, InstanceRegistry, RegistryEvent
 from xllm.rpc.client import EngineClient
 from xllm.service.cluster.cluster import Cluster
+from xllm.service.cluster.instance import Instance
 from xllm.service.tasks import Tasks
 from xllm.types.ids import InstanceId
 from xllm.types.output import OutputFrame
@@ -132,23 +135,23 @@ class Connections:
             self.forget(info.id, "was withdrawn")
         if event.kind == "added":
             try:
-                self._cluster.add(info)
+                instance = self._cluster.add(info)
             except ConfigError as error:
                 log.error("instance %s is refused: %s", info.id, error.message)
                 return
-            self._keepers[info.id] = asyncio.create_task(self._keep(event.record))
+            self._keepers[info.id] = asyncio.create_task(self._keep(event.record, instance))
         elif known is None:
             self._cluster.remove(info.id)
 
-    async def _keep(self, record: InstanceRecord) -> None:
+    async def _keep(self, record: InstanceRecord, instance: Instance) -> None:
         """Hold a connection to one instance for as long as it is published."""
         pause_s = _FIRST_PAUSE_S
         while True:
             lost = asyncio.Event()
             try:
-                client = await self._connect(record, lost)
+                client = await self._connect(record, instance, lost)
             except XllmError as error:
-                self._note_lost(record.info.id, error)
+                self._note_lost(instance, error)
             else:
                 pause_s = _FIRST_PAUSE_S
                 try:
@@ -160,48 +163,48 @@ class Connections:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _connect(self, record: InstanceRecord, lost: asyncio.Event) -> EngineClient:
+    async def _connect(self, record: InstanceRecord, instance: Instance, lost: asyncio.Event) -> EngineClient:
         instance_id = record.info.id
         events = self._events
         assert events is not None
 
+        def is_current() -> bool:
+            # A connection may outlive its incarnation: what it still says must not touch the next one of that name.
+            return self._cluster.get(instance_id) is instance
+
         def on_lost(error: InstanceLost) -> None:
-            self._note_lost(instance_id, error)
+            if is_current():
+                self._note_lost(instance, error)
             lost.set()
 
         client = await EngineClient.connect(
             record.info.address,
             peer=self._peer,
             token=record.token,
-            on_outputs=lambda frame: events.on_outputs(instance_id, frame),
-            on_heartbeat=lambda reply: events.on_heartbeat(instance_id, reply),
-            on_kv_events=lambda found: events.on_kv_events(instance_id, found),
+            on_outputs=lambda frame: events.on_outputs(instance_id, frame) if is_current() else None,
+            on_heartbeat=lambda reply: events.on_heartbeat(instance_id, reply) if is_current() else None,
+            on_kv_events=lambda found: events.on_kv_events(instance_id, found) if is_current() else None,
             on_lost=on_lost,
             waits=self._waits,
         )
         try:
             info = await client.info()
-        except XllmError:
+            if record.is_fenced and info.incarnation != record.info.incarnation:
+                raise InstanceLost(
+                    f"{record.info.address} is answered by another incarnation, {info.incarnation}"
+                )
+        except BaseException:  # cancelled, too: nobody else knows of this connection
             await client.close()
             raise
-        if record.is_fenced and info.incarnation != record.info.incarnation:
-            await client.close()
-            raise InstanceLost(
-                f"{record.info.address} is answered by another incarnation, {info.incarnation}"
-            )
-        instance = self._cluster.get(instance_id)
-        is_same = instance is not None and instance.info.incarnation == info.incarnation
-        if instance is not None:
-            instance.on_connected(structs.replace(info, id=instance_id))
+        is_same = instance.info.incarnation == info.incarnation
+        self._cluster.on_connected(structs.replace(info, id=instance_id))
         self.clients[instance_id] = client
         events.on_connected(instance_id, is_same=is_same)
         return client
 
-    def _note_lost(self, instance_id: InstanceId, error: XllmError) -> None:
-        instance = self._cluster.get(instance_id)
-        if instance is not None:
-            instance.on_lost(error.message)
-        if not self._is_closing:
-            log.warning("instance %s: %s", instance_id, error.message)
+    def _note_lost(self, instance: Instance, error: XllmError) -> None:
+        is_news = instance.on_lost(error.message)
+        if is_news and not self._is_closing:
+            log.warning("instance %s: %s", instance.info.id, error.message)
         assert self._events is not None
-        self._events.on_lost(instance_id, error)
+        self._events.on_lost(instance.info.id, error)

@@ -26,7 +26,7 @@ from xllm.base.trace import DecisionTrace
 from xllm.base.waits import WaitTable
 from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, XllmError
 from xllm.registry.registry import InstanceRegistry
-from xllm.service.cluster.cluster import TICK_S, Cluster
+from xllm.service.cluster.cluster import TICK_S, Cluster, Group
 from xllm.service.cluster.view import ClusterView
 from xllm.service.connections import Connections
 from xllm.service.delivery import Delivery
@@ -45,6 +45,8 @@ from xllm.types.wire import KvEvents, LoadReply
 
 log = logging.getLogger(__name__)
 
+GIVEN_UP = ("suspect", "degraded")
+"""States in which an instance is connected and its requests move on."""
 _LAST_WORDS_S = 1.0
 """After a drain's deadline, how long readers may take to send the error to their clients."""
 
@@ -80,6 +82,9 @@ class Service:
         self._trace = trace
         self._build_model = build_model
         self._model: ServedModel | None = None
+        self._model_of: Group | None = None
+        self._groups: dict[RequestId, Group] = {}
+        """The group that each request runs in: it stays there."""
         self._peer = f"service-{secrets.token_hex(6)}"
         self._names = WireNames(self._peer)
         self._tasks = Tasks()
@@ -97,17 +102,20 @@ class Service:
 
     # -- life --
 
-    async def start(self, timeout_s: float) -> None:
-        """Watch the registry and wait until one engine is connected.
+    async def start(self, timeout_s: float | None) -> None:
+        """Watch the registry and wait until one engine is connected; None: do not wait, requests get 503 until then.
 
         Raises:
             InstanceLost: none could be reached in time.
         """
+        self._model = self._build_model(self._cluster)
         self._connections.watch(self._registry, self)
         self._tick()
+        if timeout_s is None:
+            return
         try:
             await self._waits.bounded(
-                self._until(self._is_connected),
+                self.until_joined(),
                 owner="service",
                 reason="an engine to connect to",
                 timeout_s=timeout_s,
@@ -115,7 +123,10 @@ class Service:
         except DeadlineExceeded as exc:
             reasons = "; ".join(list_faults(self._cluster)) or "none is published for the served model"
             raise InstanceLost(f"no engine could be reached within {timeout_s:g} s: {reasons}") from exc
-        self._model = self._build_model(self._cluster)
+
+    async def until_joined(self) -> None:
+        """Wait, without a bound of its own, until an engine of the served model is connected."""
+        await self._until(self._is_connected)
 
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests, let those in flight finish, then end the rest with an error."""
@@ -148,7 +159,7 @@ class Service:
 
     @property
     def model(self) -> ServedModel:
-        """The served model."""
+        """The served model: as the connected instances of the served group have it."""
         assert self._model is not None, "start() comes first"
         return self._model
 
@@ -212,8 +223,11 @@ class Service:
     def on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
         """Load and health of an instance."""
         instance = self._cluster.get(instance_id)
-        if instance is not None:
-            instance.on_heartbeat(reply)
+        was_given_up = instance is not None and instance.state in GIVEN_UP
+        self._cluster.on_heartbeat(instance_id, reply)
+        self._refresh_model()
+        if instance is not None and was_given_up and instance.state not in GIVEN_UP:
+            self._delivery.carry_out(self._dispatch.on_instance_back(instance_id))
 
     def on_kv_events(self, instance_id: InstanceId, events: KvEvents) -> None:
         """Cache changes of an instance."""
@@ -225,6 +239,8 @@ class Service:
         """An instance can be reached."""
         if self._router.wants_prefixes:
             self._tasks.spawn(self._connections.follow_cache(instance_id))
+        self._model_of = None
+        self._refresh_model()
         self._changed.set()
         if is_same:
             self._delivery.carry_out(self._dispatch.on_instance_back(instance_id))
@@ -241,6 +257,7 @@ class Service:
     def _tick(self) -> None:
         self._ticker = asyncio.get_running_loop().call_later(TICK_S, self._tick)
         self._cluster.tick()
+        self._refresh_model()
         for instance in self._cluster:
             if instance.is_given_up and self._connections.cut(instance.info.id):
                 log.error("%s; its connection is cut", instance.message)
@@ -251,20 +268,21 @@ class Service:
         self._delivery.carry_out(self._dispatch.tick())
 
     def _give_up_stalled(self) -> None:
-        """Requests on an instance that is silent or stands still move on, once another one can take them."""
-        served = self._cluster.served()
-        stalled = [each for each in served if each.state in ("suspect", "degraded")]
-        if not stalled or not any(each.state == "ready" for each in served):
-            return
-        for each in stalled:
-            lost = InstanceLost(each.message)
-            self._delivery.carry_out(self._dispatch.on_instance_lost(each.info.id, lost))
+        """Requests on an instance that is silent or stands still move on, once another of its group can take them."""
+        ready = {each.info.group for each in self._cluster if each.state == "ready"}
+        for each in self._cluster:
+            if each.info.group in ready and each.state in GIVEN_UP:
+                lost = InstanceLost(each.message)
+                self._delivery.carry_out(self._dispatch.on_instance_lost(each.info.id, lost))
 
     # -- small parts --
 
     def choose(self, request: Request, avoid: frozenset[InstanceId]) -> Route | None:
-        """Where the next attempt of a request goes: dispatch asks."""
-        decision = self._router.try_decide(request, self._view(), avoid)
+        """Where the next attempt of a request goes: dispatch asks. Once it answers it stays in its group."""
+        group = self._groups.get(request.id)
+        decision = self._router.try_decide(request, self._view(group), avoid)
+        if decision is None and group != self._cluster.group and not _has_begun(request):
+            decision = self._router.try_decide(request, self._view(), avoid)
         if decision is None:
             return None
         self._note_decision(request, decision)
@@ -275,24 +293,33 @@ class Service:
         instance = self._cluster.get(chosen.instance)
         if instance is not None:
             instance.num_routed += 1
+            self._groups[request.id] = instance.info.group
         self._trace.record(request.id, "scored", {"instance": chosen.instance, **chosen.parts})
         self._prefixes.on_routed(request, chosen.instance, chosen.parts.get("hit_tokens"))
 
     def _on_ended(self, request_id: RequestId) -> None:
         """A request is over."""
+        self._groups.pop(request_id, None)
         self._gate.leave(request_id)
         self._prefixes.on_ended(request_id)
         if not len(self._dispatch):
             self._changed.set()
 
-    def _view(self) -> ClusterView:
-        """The cluster now, with what this service has there now."""
+    def _view(self, group: Group | None = None) -> ClusterView:
+        """A group (None: the served one) now, with what this service has there now."""
         for instance in self._cluster:
             name = instance.info.id
             instance.num_inflight = self._dispatch.num_inflight(name)
             instance.num_pending_tokens = self._prefixes.pending_tokens[name]
             instance.num_pending_prompt_tokens = self._prefixes.pending_prompt_tokens[name]
-        return replace(self._cluster.view(), prefixes=self._prefixes.index)
+        return replace(self._cluster.view(group), prefixes=self._prefixes.index)
+
+    def _refresh_model(self) -> None:
+        """The served group, or who is in it, has changed; the last known model stays while nobody is there."""
+        group = self._cluster.group
+        if group is not None and group != self._model_of and self._is_connected():
+            self._model_of = group
+            self._model = self._build_model(self._cluster)
 
     def _is_connected(self) -> bool:
         return any(each.info.id in self._connections.clients for each in self._cluster.served())
@@ -301,3 +328,8 @@ class Service:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
+
+
+def _has_begun(request: Request) -> bool:
+    """Whether its reader has got something: another revision would continue it with other weights."""
+    return bool(request.resumed_output_ids or request.ended_choices)

@@ -24,9 +24,11 @@ def list_faults(cluster: Cluster) -> list[str]:
 
 
 def build_health(cluster: Cluster) -> BackendHealth:
-    """Healthy while some instance advances."""
+    """Healthy while some instance advances; and before one has joined, when there is nothing that could stand still."""
     is_healthy = any(instance.is_healthy for instance in cluster.served())
     message = "ok" if is_healthy else "; ".join(list_faults(cluster)) or "no engine is known"
+    if cluster.group is None:
+        is_healthy, message = True, "; ".join(["no engine has joined yet", *list_faults(cluster)])
     reports = {instance.info.id: instance.health for instance in cluster}
     reports |= {
         name: HealthReport(state="refused", step=0, layers_done=0, num_unfinished=0, idle_s=0.0, message=why)

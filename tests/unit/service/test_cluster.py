@@ -14,6 +14,7 @@ from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord, RegistryEvent
 from xllm.service.cluster.cluster import TICK_S, Cluster
 from xllm.service.cluster.instance import Instance, Patience
+from xllm.service.cluster.view import MAX_BLIND_REQUESTS
 from xllm.service.policy import POLICIES
 from xllm.service.policy.round_robin import round_robin
 from xllm.service.router import Router
@@ -27,7 +28,8 @@ REQUEST = Request(id="r", prompt_token_ids=(1,), seed=0)
 
 
 def info(name: str = "e0", **fields: Any) -> InstanceInfo:
-    return InstanceInfo(id=name, incarnation="i", address="a", model="m", vocab_size=9, **fields)
+    fields = {"model": "m", "vocab_size": 9} | fields
+    return InstanceInfo(id=name, incarnation="i", address="a", **fields)
 
 
 def beat(state: Any = "ready", *, unfinished: int = 0, idle_s: float = 0.0) -> LoadReply:
@@ -50,7 +52,7 @@ def test_silence_makes_suspect_and_a_heartbeat_brings_back() -> None:
     assert instance.state == "ready" and instance.is_healthy
     clock.advance(0.02)
     assert instance.state == "suspect" and not instance.is_healthy
-    assert not instance.view().is_routable and not instance.is_given_up
+    assert not instance.is_given_up
     instance.on_heartbeat(beat())
     assert instance.state == "ready"
 
@@ -152,13 +154,54 @@ def test_what_others_sent_and_what_we_sent_since_count_as_outstanding() -> None:
     assert instance.view().num_outstanding == 6
 
 
-def test_another_revision_is_another_group_and_gets_no_request() -> None:
+def join(cluster: Cluster, name: str, state: Any = "ready", **fields: Any) -> None:
+    cluster.add(info(name, **fields))
+    cluster.on_connected(info(name, **fields))
+    cluster.on_heartbeat(name, beat(state))
+
+
+def served(cluster: Cluster) -> list[str]:
+    return [item.id for item in cluster.view().instances]
+
+
+def test_another_revision_is_another_group_and_takes_over_when_as_many_of_it_are_up() -> None:
+    clock = ManualClock()
+    cluster = build_cluster(clock, {"b1": "ready", "b2": "ready"})
+    old = cluster.group
+    join(cluster, "a1", revision="v2", block_size=64)
+    assert [instance.info.id for instance in cluster] == ["a1", "b1", "b2"]
+    assert served(cluster) == ["b1", "b2"], "one of it is less than two"
+    join(cluster, "a2", "loading", revision="v2", block_size=64)
+    cluster.tick()
+    assert served(cluster) == ["b1", "b2"], "a loading one does not count"
+    cluster.on_heartbeat("b1", beat("draining"))
+    cluster.tick()
+    assert served(cluster) == ["a1", "a2"] and [v.id for v in cluster.view(old).instances] == ["b1", "b2"]
+    cluster.on_heartbeat("a2", beat())
+    cluster.on_heartbeat("b1", beat())
+    clock.advance(PATIENCE.suspect_after_s)
+    cluster.on_heartbeat("b1", beat())
+    cluster.on_heartbeat("b2", beat())
+    cluster.tick()
+    assert served(cluster) == ["a1", "a2"], "a moment of silence changes nothing"
+    cluster.remove("a1")
+    cluster.on_heartbeat("a2", beat())
+    cluster.tick()
+    assert served(cluster) == ["b1", "b2"], "and back again when it is gone"
+
+
+def test_only_the_same_model_with_the_same_vocabulary_takes_over() -> None:
     cluster = build_cluster(ManualClock(), {"b": "ready"})
-    other = cluster.add(info("a", revision="v2", block_size=64))
-    other.on_connected(other.info)
-    other.on_heartbeat(beat())
-    assert [instance.info.id for instance in cluster] == ["a", "b"]
-    assert [item.id for item in cluster.view().instances] == ["b"]
+    cluster.on_heartbeat("b", beat("draining"))
+    join(cluster, "a", model="other")
+    join(cluster, "c", revision="v3", vocab_size=10)
+    cluster.tick()
+    assert served(cluster) == ["b"]
+    join(cluster, "d", revision="v4")
+    assert served(cluster) == ["d"]
+
+
+def test_instances_outside_what_may_be_served_are_never_routed_to() -> None:
     only = Cluster(ManualClock(), stall_timeout_s=STALL_S, may_serve=lambda found: found.revision == "v2")
     only.add(info("b"))
     assert only.view().instances == ()
@@ -189,7 +232,53 @@ def test_round_robin_gives_equal_shares_to_ready_instances() -> None:
     assert counts == {"a": 10, "c": 10, "d": 10}
 
 
-def test_a_degraded_instance_is_the_last_choice() -> None:
+def test_round_robin_owes_nothing_to_who_joins_or_comes_back() -> None:
+    clock = ManualClock()
+    cluster = build_cluster(clock, {"a": "ready", "b": "ready"})
+    router = Router(round_robin)
+
+    def spread(num: int) -> Counter[str]:
+        counts: Counter[str] = Counter()
+        for _ in range(num):
+            chosen = cluster.get(router.route(REQUEST, cluster.view()).prefill)
+            assert chosen is not None
+            chosen.num_routed += 1
+            counts[chosen.info.id] += 1
+        return counts
+
+    spread(40)
+    join(cluster, "c")
+    assert spread(9) == {"a": 3, "b": 3, "c": 3}
+    away = cluster.get("c")
+    assert away is not None
+    away.on_lost("cable")
+    assert spread(40) == {"a": 20, "b": 20}
+    cluster.on_connected(info("c"))
+    assert away.view().num_unreported == 3, "what it was sent before still counts as on its way"
+    assert spread(9) == {"a": 3, "b": 3, "c": 3}
+
+
+def test_a_silent_instance_gets_requests_only_when_there_is_nothing_better_and_not_many() -> None:
+    clock = ManualClock()
+    cluster = build_cluster(clock, {"a": "ready", "b": "ready"})
+    clock.advance(PATIENCE.suspect_after_s)
+    cluster.on_heartbeat("b", beat())
+    assert {round_robin(REQUEST, cluster.view()).prefill for _ in range(3)} == {"b"}  # type: ignore[union-attr]
+    cluster.remove("b")
+    (silent,) = cluster
+    for _ in range(MAX_BLIND_REQUESTS):
+        assert Router(round_robin).route(REQUEST, cluster.view()).prefill == "a"
+        silent.num_routed += 1
+    with pytest.raises(CapacityError, match="a is suspect"):
+        Router(round_robin).route(REQUEST, cluster.view())
+    cluster.on_heartbeat("a", beat())
+    assert Router(round_robin).route(REQUEST, cluster.view()).prefill == "a"
+    clock.advance(PATIENCE.lost_after_s)
+    with pytest.raises(CapacityError, match="a is lost"):
+        Router(round_robin).route(REQUEST, cluster.view())
+
+
+def test_a_degraded_instance_is_the_last_choice_but_one() -> None:
     clock = ManualClock()
     cluster = build_cluster(clock, {"a": "ready", "b": "ready"})
     stalled = cluster.get("a")

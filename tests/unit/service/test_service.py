@@ -69,10 +69,13 @@ class Parts:
             waits=self.waits,
             trace=trace,
             fails_over=False,
-            build_model=lambda cluster: ServedModel(
-                names=("m",), max_model_len=400, vocab_size=1000, block_size=4
-            ),
+            build_model=self.build_model,
         )
+        self.models: list[ServedModel] = []
+
+    def build_model(self, cluster: Cluster) -> ServedModel:
+        self.models.append(ServedModel(names=("m",), max_model_len=400, vocab_size=1000, block_size=4))
+        return self.models[-1]
 
     def publish(self, engine: ServedEngine, name: str = "engine-0") -> None:
         info = structs.replace(engine.server.info(), id=name, address=engine.address)
@@ -282,6 +285,53 @@ def test_nobody_to_connect_to_is_said() -> None:
         with pytest.raises(InstanceLost, match="none is published"):
             await parts.service.start(0.05)
         await parts.service.close()
+
+    run(scene)
+
+
+def test_before_an_engine_joins_the_service_is_there_but_not_ready() -> None:
+    async def scene() -> None:
+        parts = Parts()
+        await parts.service.start(None)
+        try:
+            assert not parts.service.is_ready()
+            health = parts.service.health()
+            assert health.is_healthy and "no engine has joined" in health.message
+            with pytest.raises(CapacityError, match="none is known") as caught:
+                await parts.service.submit(make_request("r"), Sink())
+            assert caught.value.status == 503
+            joined = asyncio.ensure_future(parts.service.until_joined())
+            async with served_engine() as engine:
+                parts.publish(engine)
+                await joined
+                assert parts.service.is_ready()
+                sink = Sink()
+                await parts.service.submit(make_request("r"), sink)
+                await until(lambda: bool(sink.reasons))
+                assert sink.tokens == [3, 4, 5, 6]
+        finally:
+            await parts.service.close()
+
+    run(scene)
+
+
+def test_another_revision_takes_new_requests_and_the_old_one_finishes_its_own() -> None:
+    async def scene() -> None:
+        async with served_engine() as old, served_engine(revision="v2") as new, serving(old) as parts:
+            old.runner.gate.clear()
+            first = Sink()
+            await parts.service.submit(make_request("first", 30), first)
+            parts.models.clear()
+            parts.publish(new, "new")
+            await until(lambda: parts.cluster.group == ("fake", "v2"))
+            assert parts.models, "the model is looked at again"
+            second = Sink()
+            await parts.service.submit(make_request("second"), second)
+            await until(lambda: bool(second.reasons))
+            assert new.runner.ran and second.reasons == ["length"] and not first.reasons
+            old.runner.gate.set()
+            await until(lambda: bool(first.reasons))
+            assert first.tokens == list(range(3, 33))
 
     run(scene)
 

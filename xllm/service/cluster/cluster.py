@@ -1,15 +1,21 @@
 """Cluster: every known instance, and the pictures policies decide on.
 
-Instances form groups by (model, revision). One group is served; the others are known and shown, never routed to.
+Instances form groups by (model, revision). One group is served: new requests go there. The others are known and shown;
+who runs in one of them stays in it.
+
+Another revision of the served model takes over as soon as it has a ready instance and at least as many instances up as
+the served one: to roll a revision out, start the new instances, then drain the old ones. The rule looks at the
+instances only, so that replicas agree without talking; at equal numbers the group that joined last wins.
 
 INVARIANTS
 - Inside a group everything that names a block is equal: block size, hash version, vocabulary. Who differs is refused,
   with the reason, and is in no view.
-- The served group is that of the first instance that may be served; it does not change afterwards.
+- The served model's name never changes, and a group with another vocabulary never takes over.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 from xllm.base.clock import Clock
@@ -18,10 +24,18 @@ from xllm.service.cluster.instance import Instance, Patience
 from xllm.service.cluster.view import ClusterView
 from xllm.types.ids import InstanceId
 from xllm.types.instance import InstanceInfo
+from xllm.types.wire import LoadReply
+
+log = logging.getLogger(__name__)
+
+Group = tuple[str, str]
+"""(model, weight revision)."""
 
 TICK_S = 0.5
 _STOOD_STILL_S = 4 * TICK_S
 """A tick that comes this late says that this process was frozen or starved."""
+_UP = ("ready", "degraded", "suspect")
+"""States of an instance that has not been given up: a moment of silence changes no group."""
 
 
 class Cluster:
@@ -40,7 +54,11 @@ class Cluster:
         self._patience = patience
         self._may_serve = may_serve
         self._instances: dict[InstanceId, Instance] = {}
-        self._group: tuple[str, str] | None = None
+        self._group: Group | None = None
+        self._vocab_size = 0
+        self._joined: dict[Group, int] = {}
+        """Groups that may be served, with a number that grows from one to the next."""
+        self._num_joined = 0
         self._ticked_s: float | None = None
         self.refused: dict[InstanceId, str] = {}
         """Published instances that cannot be used, and why."""
@@ -48,9 +66,18 @@ class Cluster:
     def __iter__(self) -> Iterator[Instance]:
         return iter([self._instances[key] for key in sorted(self._instances)])
 
+    @property
+    def group(self) -> Group | None:
+        """The served group; None: no instance that may be served has joined yet."""
+        return self._group
+
     def served(self) -> list[Instance]:
         """Instances of the served group, ordered by id."""
-        return [instance for instance in self if instance.info.group == self._group]
+        return self.members(self._group)
+
+    def members(self, group: Group | None) -> list[Instance]:
+        """Instances of a group, ordered by id."""
+        return [instance for instance in self if instance.info.group == group]
 
     def add(self, info: InstanceInfo) -> Instance:
         """Make an instance known, or return the one there is.
@@ -66,32 +93,93 @@ class Cluster:
                     self.refused[info.id] = error.message
                     raise
         self.refused.pop(info.id, None)
-        if self._group is None and self._may_serve(info):
-            self._group = info.group
+        if self._may_serve(info):
+            self._num_joined += 1
+            self._joined.setdefault(info.group, self._num_joined)
+            if self._group is None:
+                self._group, self._vocab_size = info.group, info.vocab_size
         return self._instances.setdefault(
             info.id, Instance(info, self._clock, self._stall_timeout_s, self._patience)
         )
 
     def remove(self, instance_id: InstanceId) -> None:
         """Forget an instance."""
-        self._instances.pop(instance_id, None)
+        gone = self._instances.pop(instance_id, None)
         self.refused.pop(instance_id, None)
+        if gone is not None and gone.info.group != self._group and not self.members(gone.info.group):
+            self._joined.pop(gone.info.group, None)
 
     def get(self, instance_id: InstanceId) -> Instance | None:
         """An instance by id."""
         return self._instances.get(instance_id)
 
+    def on_connected(self, info: InstanceInfo) -> None:
+        """A connection to a known instance is up."""
+        instance = self._instances.get(info.id)
+        if instance is not None:
+            was_ready = instance.state == "ready"
+            instance.on_connected(info)
+            self._welcome(instance, was_ready)
+
+    def on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
+        """An instance told its load and health."""
+        instance = self._instances.get(instance_id)
+        if instance is not None:
+            was_ready = instance.state == "ready"
+            instance.on_heartbeat(reply)
+            self._welcome(instance, was_ready)
+
     def tick(self) -> None:
-        """Call every ``TICK_S``: notices when this process itself stood still."""
+        """Call every ``TICK_S``: notices when this process itself stood still, and when another group takes over."""
         now_s = self._clock.now()
         if self._ticked_s is not None and now_s - self._ticked_s > _STOOD_STILL_S:
             for instance in self._instances.values():
                 instance.forgive(now_s - self._ticked_s - TICK_S)
         self._ticked_s = now_s
+        self._choose_group()
 
-    def view(self) -> ClusterView:
-        """The served group now."""
-        return ClusterView(instances=tuple(instance.view() for instance in self.served()))
+    def view(self, group: Group | None = None) -> ClusterView:
+        """A group now; the served one when none is named."""
+        return ClusterView(
+            instances=tuple(instance.view() for instance in self.members(group or self._group))
+        )
+
+    # -- private --
+
+    def _welcome(self, instance: Instance, was_ready: bool) -> None:
+        """Who has become ready is not owed what it missed, and may bring its group to the fore."""
+        if was_ready or instance.state != "ready":
+            return
+        others = [
+            each.num_routed
+            for each in self._instances.values()
+            if each is not instance and each.info.group == instance.info.group and each.state == "ready"
+        ]
+        instance.catch_up(min(others, default=0))
+        self._choose_group()
+
+    def _choose_group(self) -> None:
+        """See the module."""
+        if self._group is None or len(self._joined) < 2:
+            return
+        up: dict[Group, int] = {}
+        ready: set[Group] = {self._group}
+        for instance in self._instances.values():
+            group, state = instance.info.group, instance.state
+            is_alike = group in self._joined and group[0] == self._group[0]
+            if is_alike and instance.info.vocab_size == self._vocab_size and state in _UP:
+                up[group] = up.get(group, 0) + 1
+                if state == "ready":
+                    ready.add(group)
+        best = max(ready, key=lambda group: (up.get(group, 0), self._joined[group]))
+        if best != self._group:
+            log.info(
+                "revision %r takes over from %r: new requests go to %d instances of it",
+                best[1],
+                self._group[1],
+                up[best],
+            )
+            self._group = best
 
 
 def _check_same_names(first: InstanceInfo, second: InstanceInfo) -> None:

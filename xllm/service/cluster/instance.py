@@ -33,7 +33,7 @@ class Patience:
     """How long an instance may be silent."""
 
     suspect_after_s: float = 2.5
-    """Then it gets no new requests."""
+    """Then it gets no new requests while there is a better one."""
     lost_after_s: float = 10.0
     """Then it is given up."""
     forget_after_s: float = 60.0
@@ -78,12 +78,21 @@ class Instance:
         self._heard_s = self._clock.now()
         self._routed_at_beat = self.num_routed
 
-    def on_lost(self, reason: str) -> None:
-        """The connection is gone, or could not be made."""
+    def on_lost(self, reason: str) -> bool:
+        """The connection is gone, or could not be made; False: for the same reason as last time."""
+        is_news = reason != self._lost
         if self._lost is None:
             self._lost_s = self._clock.now()
         self._lost = reason
         self._is_joining = False
+        return is_news
+
+    def catch_up(self, num_routed: int) -> None:
+        """Count as many requests as the others have had: who was away is not owed those it missed."""
+        missed = num_routed - self.num_routed
+        if missed > 0:
+            self.num_routed += missed
+            self._routed_at_beat += missed
 
     def on_lease(self, is_held: bool) -> None:
         """Its lease in the registry ended, or is back."""

@@ -9,6 +9,9 @@ from typing import Protocol
 from xllm.types.ids import BlockHash, InstanceId
 from xllm.types.instance import InstanceInfo, InstanceState, LoadReport
 
+MAX_BLIND_REQUESTS = 32
+"""Requests that one service sends to an instance it does not hear from, when there is no other."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceView:
@@ -20,7 +23,7 @@ class InstanceView:
     num_inflight: int
     """Requests this service has there now."""
     num_routed: int
-    """Requests this service ever sent there."""
+    """Requests this service sent there; who joins or comes back starts with the fewest of the others."""
     num_unreported: int = 0
     """Of them, those sent after its last load report."""
     num_pending_tokens: int = 0
@@ -41,7 +44,9 @@ class InstanceView:
 
     @property
     def is_routable(self) -> bool:
-        """Whether new requests may go there; ``degraded`` (work stands still) only when nothing better is there."""
+        """Whether new requests may go there when nothing better is there; see :meth:`ClusterView.routable`."""
+        if self.state == "suspect":
+            return self.num_unreported < MAX_BLIND_REQUESTS
         return self.state in ("ready", "degraded")
 
 
@@ -70,6 +75,13 @@ class ClusterView:
     """Asked once per decision."""
 
     def routable(self) -> tuple[InstanceView, ...]:
-        """Ready instances, or the degraded ones when none is ready."""
-        ready = tuple(item for item in self.instances if item.state == "ready")
-        return ready or tuple(item for item in self.instances if item.is_routable)
+        """Ready instances; when none is, degraded ones (work stands still); when none is, suspect ones (silent).
+
+        A silent instance may be frozen, or merely starved of CPU: a request is better off there than refused, since it
+        moves on as soon as another one is ready. It gets ``MAX_BLIND_REQUESTS`` at most until it is heard again.
+        """
+        for state in ("ready", "degraded", "suspect"):
+            found = tuple(item for item in self.instances if item.state == state and item.is_routable)
+            if found:
+                return found
+        return ()
