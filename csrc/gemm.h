@@ -6,11 +6,14 @@
 
 #define BLOCK 64
 #define MAX_ROWS 6
+#define GROUP_ROWS 24 // rows whose sums stay in the first cache together
+#define AHEAD_BYTES 8192
 
 // C[R][NV*W] (+)= A[R][K] * B[K][...]; ldb in columns. Accumulators live in registers.
-// FAR: the operand comes from memory, not from a cache.
-template <int R, int NV, bool FAR>
-INLINE void micro(const float *a, long lda, const float *b, long ldb, long k_count, float *c, long ldc, bool add) {
+// FAR: the operand comes from memory, not from a cache. ahead: what will be read next, fetched LINES cache lines at a
+// time while this is multiplied, or null.
+template <int R, int NV, int LINES>
+INLINE void micro(const float *a, long lda, const float *b, long ldb, long k_count, float *c, long ldc, bool add, const char *ahead) {
     vf acc[R][NV];
     for (int r = 0; r < R; r++)
         for (int j = 0; j < NV; j++) acc[r][j] = add ? load(c + r * ldc + j * W) : (vf){};
@@ -18,7 +21,7 @@ INLINE void micro(const float *a, long lda, const float *b, long ldb, long k_cou
         const float *p = b + k * ldb;
         vf w[NV];
         for (int j = 0; j < NV; j++) w[j] = load(p + j * W);
-        if (FAR && R <= 2) for (int j = 0; j < NV * W; j += 16) __builtin_prefetch(p + 1024 + j);
+        for (int j = 0; j < LINES; j++) __builtin_prefetch(ahead + (k * LINES + j) * 64);
         for (int r = 0; r < R; r++) {
             vf x = splat(a[r * lda + k]);
             for (int j = 0; j < NV; j++) acc[r][j] += x * w[j];
@@ -29,8 +32,8 @@ INLINE void micro(const float *a, long lda, const float *b, long ldb, long k_cou
 }
 
 // bf16: k_count is even.
-template <int R, int NV, bool FAR>
-INLINE void micro(const bf16 *a, long lda, const bf16 *b, long ldb, long k_count, float *c, long ldc, bool add) {
+template <int R, int NV, int LINES>
+INLINE void micro(const bf16 *a, long lda, const bf16 *b, long ldb, long k_count, float *c, long ldc, bool add, const char *ahead) {
     vf acc[R][NV];
     for (int r = 0; r < R; r++)
         for (int j = 0; j < NV; j++) acc[r][j] = add ? load(c + r * ldc + j * W) : (vf){};
@@ -38,7 +41,7 @@ INLINE void micro(const bf16 *a, long lda, const bf16 *b, long ldb, long k_count
         const bf16 *p = b + k * ldb * 2;
         vu w[NV];
         for (int j = 0; j < NV; j++) w[j] = *(const vu_any *)(p + j * W * 2);
-        if (FAR && R <= 2) for (int j = 0; j < NV * W; j += 16) __builtin_prefetch(p + 2048 + j * 2);
+        for (int j = 0; j < LINES; j++) __builtin_prefetch(ahead + (k * LINES + j) * 64);
         for (int r = 0; r < R; r++) {
             uint32_t pair; memcpy(&pair, a + r * lda + 2 * k, 4);
 #if HAS_DOT_BF16
@@ -67,25 +70,26 @@ template <int R> struct Wide { // vectors of columns at once: as many accumulato
 };
 
 // C[R][columns], columns a multiple of 64.
-template <int R, bool FAR, typename T>
-INLINE void strip(const T *a, long lda, const T *b, long ldb, long k, long columns, float *c, long ldc, bool add) {
+template <int R, int LINES, typename T>
+INLINE void strip(const T *a, long lda, const T *b, long ldb, long k, long columns, float *c, long ldc, bool add, const char *ahead) {
     const long step = Wide<R>::n * W, pair = sizeof(T) == 2 ? 2 : 1;
-    for (long n = 0; n < columns; n += step) micro<R, Wide<R>::n, FAR>(a, lda, b + n * pair, ldb, k, c + n, ldc, add);
+    constexpr int lines = W == 16 ? LINES : 0; // narrower vectors pass over the operand more than once
+    for (long n = 0; n < columns; n += step) micro<R, Wide<R>::n, lines>(a, lda, b + n * pair, ldb, k, c + n, ldc, add, ahead);
 }
 
 // Any number of rows. Noinline: one copy of the register kernels per type.
-template <bool FAR, typename T>
+template <int LINES, typename T>
 __attribute__((noinline)) static void product(long rows, const T *a, long lda, const T *b, long ldb, long k, long columns,
-                                              float *c, long ldc, bool add) {
+                                              float *c, long ldc, bool add, const char *ahead = nullptr) {
     for (long m = 0; m < rows; m += MAX_ROWS) {
         const T *x = a + m * lda; float *y = c + m * ldc;
         switch (rows - m) {
-            case 1: strip<1, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
-            case 2: strip<2, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
-            case 3: strip<3, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
-            case 4: strip<4, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
-            case 5: strip<5, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
-            default: strip<6, FAR>(x, lda, b, ldb, k, columns, y, ldc, add); break;
+            case 1: strip<1, LINES>(x, lda, b, ldb, k, columns, y, ldc, add, ahead); break;
+            case 2: strip<2, LINES>(x, lda, b, ldb, k, columns, y, ldc, add, ahead); break;
+            case 3: strip<3, LINES>(x, lda, b, ldb, k, columns, y, ldc, add, ahead); break;
+            case 4: strip<4, LINES>(x, lda, b, ldb, k, columns, y, ldc, add, ahead); break;
+            case 5: strip<5, LINES>(x, lda, b, ldb, k, columns, y, ldc, add, ahead); break;
+            default: strip<6, LINES>(x, lda, b, ldb, k, columns, y, ldc, add, ahead); break;
         }
     }
 }
@@ -123,23 +127,43 @@ template <typename T> static void unpack_row(const T *packed, long row, long k_c
 enum Finish { WRITE = 0, ADD_TO = 1 };
 
 // Thread id of nt computes its share of y [M][N] = x [M][K] * packed (+ bias), or adds it to y; no barrier.
-// Shares are runs of (column block, chunk of rows): few rows give each thread columns, many rows also split rows.
+// Shares are runs of (column block, share of rows): few rows give each thread columns, many rows also split rows.
 template <typename T, typename O>
 static void linear_share(const T *x, long m_count, const T *packed, long n_count, long k_count, const T *bias, O *y,
                          Finish finish, int id, int nt) {
     const long blocks = (n_count + BLOCK - 1) / BLOCK;
-    const long chunk = blocks >= 4 * nt || m_count < 192 ? m_count : 192;
-    const long chunks = (m_count + chunk - 1) / chunk;
+    const long share = blocks >= 4 * nt || m_count < 192 ? m_count : 192;
+    const long chunks = (m_count + share - 1) / share;
     const long begin = blocks * chunks * id / nt, end = blocks * chunks * (id + 1) / nt;
     for (long item = begin; item < end; item++) {
-        const long block = item / chunks, m0 = item % chunks * chunk;
-        const long m1 = m0 + chunk < m_count ? m0 + chunk : m_count;
+        const long block = item / chunks, m0 = item % chunks * share;
+        const long m1 = m0 + share < m_count ? m0 + share : m_count;
         const long width = n_count - block * BLOCK < BLOCK ? n_count - block * BLOCK : BLOCK;
         const T *b = packed + block * BLOCK * k_count;
-        for (long m = m0; m < m1; m += MAX_ROWS) {
-            const long rows = m1 - m < MAX_ROWS ? m1 - m : MAX_ROWS;
-            float tile[MAX_ROWS * BLOCK] __attribute__((aligned(64)));
-            product<true>(rows, x + m * k_count, k_count, b, BLOCK, k_count, BLOCK, tile, BLOCK, false);
+        // Few rows take the weights through in chunks that fit the first cache beside the rows: memory is read at its
+        // speed while the rows are multiplied. Sums that wait in the tile lose nothing: they are the accumulators.
+        const long chunk = m1 - m0 <= 2 * GROUP_ROWS ? 128 : 1024;
+        for (long m = m0; m < m1; m += GROUP_ROWS) {
+            const long rows = m1 - m < GROUP_ROWS ? m1 - m : GROUP_ROWS;
+            const long passes = (rows + MAX_ROWS - 1) / MAX_ROWS;
+            float tile[GROUP_ROWS * BLOCK] __attribute__((aligned(64)));
+            for (long k0 = 0; k0 < k_count; k0 += chunk) {
+                const long k = k_count - k0 < chunk ? k_count - k0 : chunk;
+                const T *a = x + m * k_count + k0, *w = b + k0 * BLOCK;
+                const bool add = k0 > 0, is_far = m == m0;
+                const char *next = (const char *)(w + k * BLOCK);
+                const long bytes = k * BLOCK * sizeof(T);
+                for (long pass = 0, r = 0; pass < passes; pass++) {
+                    const long r1 = rows * (pass + 1) / passes;
+                    const T *p = a + r * k_count; float *t = tile + r * BLOCK;
+                    if (!is_far) product<0>(r1 - r, p, k_count, w, BLOCK, k, BLOCK, t, BLOCK, add);
+                    else if (passes == 1) product<4>(r1 - r, p, k_count, w, BLOCK, k, BLOCK, t, BLOCK, add, (const char *)w + AHEAD_BYTES);
+                    else if (passes <= 3 && pass < 2) product<2>(r1 - r, p, k_count, w, BLOCK, k, BLOCK, t, BLOCK, add, next + pass * bytes / 2);
+                    else if (passes <= 3) product<0>(r1 - r, p, k_count, w, BLOCK, k, BLOCK, t, BLOCK, add);
+                    else product<1>(r1 - r, p, k_count, w, BLOCK, k, BLOCK, t, BLOCK, add, next + pass * bytes / 4);
+                    r = r1;
+                }
+            }
             for (long r = 0; r < rows; r++) {
                 O *o = y + (m + r) * n_count + block * BLOCK;
                 float *t = tile + r * BLOCK;
