@@ -6,7 +6,8 @@ metrics        ServingMetrics: percentiles, peaks, goodput from records
 report         the console block with vLLM's labels, the result JSON and its file name
 serve          `bench serve`: options -> dataset -> load -> report
 offline        `bench throughput` and `bench latency` over anything that generates (an `xllm.LLM`)
-startup        `bench startup`: process start -> port open -> ready -> first token
+startup        `bench startup`: process start -> port open -> ready -> first token, and what it consists of
+processes      memory and processor time of a tree of processes
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`bench startup`: how long a server takes from process start to its first token, line by line.
 
-Everything is observed from outside (a TCP connection, an HTTP status, a streamed token), so any OpenAI server
-that can be started by a command is measured alike.
+The stages are observed from outside (a TCP connection, an HTTP status, a streamed token), so any OpenAI server
+that can be started by a command is measured alike. What happens in between comes from the server's log, where it says
+so as ``xllm serve`` does; memory and processor time come from the kernel, right after the first token.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from xllm.base.phases import SPANS_MARK, Span, parse_spans
 from xllm.bench.load import RequestSpec, send
 from xllm.bench.openai_client import OpenAIClient
+from xllm.bench.processes import ProcessCost, measure_tree
+from xllm.config.schema import format_bytes
 from xllm.errors import DeadlineExceeded, InstanceError
 
 _POLL_S = 0.01
@@ -32,13 +36,31 @@ class StartupResult:
     port_open_s: float
     ready_s: float
     first_token_s: float
+    phases: tuple[Span, ...] = ()
+    """Of the server's processes, by begin, in seconds since its first process was started; some run side by side."""
+    processes: tuple[ProcessCost, ...] = ()
+    """When the first token had come."""
 
-    def as_json(self) -> dict[str, float]:
+    @property
+    def pss_bytes(self) -> int:
+        """Memory of all processes, pages they share counted once."""
+        return sum(process.pss_bytes for process in self.processes)
+
+    @property
+    def cpu_s(self) -> float:
+        """Processor time of all processes."""
+        return sum(process.cpu_s for process in self.processes)
+
+    def as_json(self) -> dict[str, Any]:
         """Keys with units."""
         return {
             "port_open_s": self.port_open_s,
             "ready_s": self.ready_s,
             "first_token_s": self.first_token_s,
+            "phases": [asdict(span) for span in self.phases],
+            "cpu_s": self.cpu_s,
+            "pss_bytes": self.pss_bytes,
+            "processes": [process.as_json() for process in self.processes],
         }
 
 
@@ -63,8 +85,31 @@ def format_startup(results: Sequence[StartupResult]) -> str:
         if len(values) > 1:
             text += f" (of {len(values)}: {min(values):.2f} to {max(values):.2f})"
         lines.append(text.rstrip())
+    lines += _budget_lines(sorted(results, key=lambda result: result.first_token_s)[len(results) // 2])
     lines.append("=" * 50)
     return "\n".join(lines)
+
+
+def _budget_lines(result: StartupResult) -> list[str]:
+    """Line by line what one start consists of, and what its processes cost."""
+    lines = []
+    if result.phases:
+        lines.append(f"{'process, phase':<48} {'from (s)':>8} {'took (s)':>8}")
+        lines += [
+            f"{f'{span.process}: {span.phase}':<48} {span.begin_s:8.2f} {span.seconds:8.2f}"
+            for span in result.phases
+        ]
+        took_s = result.first_token_s - result.ready_s
+        lines.append(f"{'client: first request to first token':<48} {result.ready_s:8.2f} {took_s:8.2f}")
+    for process in result.processes:
+        lines.append(
+            f"{process.command} ({process.num_threads} threads): {process.cpu_s:.2f} s of CPU,"
+            f" PSS {format_bytes(process.pss_bytes)}"
+            f" ({format_bytes(process.pss_anon_bytes)} own, {format_bytes(process.pss_file_bytes)} of files)"
+        )
+    if result.processes:
+        lines.append(f"together: {result.cpu_s:.2f} s of CPU, PSS {format_bytes(result.pss_bytes)}")
+    return lines
 
 
 async def measure_startup(
@@ -84,7 +129,12 @@ async def measure_startup(
                 {watch, death}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
             if watch in done:
-                return watch.result()
+                seen = watch.result()
+                return replace(
+                    seen,
+                    processes=tuple(measure_tree(process.pid)),
+                    phases=tuple(parse_spans(_phase_line(log.fileno()))),
+                )
             tail = _tail(log.fileno())
             if death in done:
                 raise InstanceError(f"the server ended with status {death.result()} while starting:\n{tail}")
@@ -131,6 +181,11 @@ def _tail(fileno: int) -> str:
     start = max(0, size - 16_384)
     text = os.pread(fileno, size - start, start).decode("utf-8", "replace")
     return "\n".join(text.splitlines()[-_LOG_LINES:])
+
+
+def _phase_line(fileno: int) -> str:
+    text = os.pread(fileno, os.fstat(fileno).st_size, 0).decode("utf-8", "replace")
+    return next((line.partition(SPANS_MARK)[2] for line in text.splitlines() if SPANS_MARK in line), "")
 
 
 async def _end(process: asyncio.subprocess.Process, death: asyncio.Task[int]) -> None:

@@ -33,6 +33,11 @@ class EngineConfig:
     """Logging."""
 
 
+def needs_weights(config: EngineConfig) -> bool:
+    """Whether the engine will read the model's weights."""
+    return config.server.executor == "local" and config.model.load_format != "dummy"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeConfig:
     """What the user said about a whole server: one engine's configuration and the HTTP edge."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from xllm import __version__
 from xllm.base.clock import Clock, MonotonicClock
 from xllm.base.machine import gather_machine_facts
 from xllm.base.openmp import prepare_openmp
+from xllm.base.phases import OnPhase, measured
 from xllm.base.registry import Registry
 from xllm.base.resolve_here import resolve_here
 from xllm.base.trace import DecisionTrace
 from xllm.config.resolved import ResolvedEngineConfig
-from xllm.config.serve import EngineConfig
+from xllm.config.serve import EngineConfig, needs_weights
 from xllm.engine.brain import build_brain
 from xllm.engine.core.engine_core import EngineCore
 from xllm.engine.executor.facts import ExecutorFacts
@@ -53,7 +53,6 @@ EXECUTORS: Registry[Any] = Registry(
 PROFILERS: Registry[Profiler] = Registry("profiler", {"local": "xllm.engine.worker.profiler:TorchProfiler"})
 """Executor name -> function (directory) -> its profiler; executors without a row have none."""
 
-OnPhase = Callable[[str, float], object]
 OnWeights = Callable[[int, int], object]
 
 
@@ -81,11 +80,6 @@ def resolve_engine(config: EngineConfig) -> ResolvedEngineConfig:
     return resolve_here(config, with_weights=needs_weights(config))
 
 
-def needs_weights(config: EngineConfig) -> bool:
-    """Whether the engine will read the model's weights."""
-    return config.server.executor == "local" and config.model.load_format != "dummy"
-
-
 def build_engine(
     config: EngineConfig,
     *,
@@ -100,14 +94,14 @@ def build_engine(
         ConfigError, ModelError, CapacityError: with what is wrong and something that works.
     """
     clock = clock or MonotonicClock()
-    with _Phase("config", on_phase):
+    with measured("config", on_phase):
         resolved = resolve_engine(config)
         for decision in resolved.decisions:
             log.info("%s = %s (%s)", decision.key, decision.value, decision.reason)
         for warning in resolved.warnings:
             log.warning("%s", warning)
     executor, facts = _build_executor(resolved, on_phase, on_weights)
-    with _Phase("brain", on_phase):
+    with measured("brain", on_phase):
         revision = config.model.revision or ""
         times, fit_file = _build_times(config, resolved, facts)
         core = _build_core(config, resolved, facts, clock, revision, times)
@@ -135,34 +129,18 @@ def build_local_executor(
     return built
 
 
-class _Phase:
-    """Measures a part of the start and reports it when it has succeeded."""
-
-    def __init__(self, name: str, on_phase: OnPhase) -> None:
-        self._name = name
-        self._on_phase = on_phase
-        self._began_s = 0.0
-
-    def __enter__(self) -> None:
-        self._began_s = time.perf_counter()
-
-    def __exit__(self, exc_type: object, exc: object, tb: object) -> None:
-        if exc_type is None:
-            self._on_phase(self._name, time.perf_counter() - self._began_s)
-
-
 def _build_executor(
     resolved: ResolvedEngineConfig, on_phase: OnPhase, on_weights: OnWeights
 ) -> tuple[Executor, ExecutorFacts]:
     kind, _, profile = resolved.executor.partition(":")
     prepare_openmp(resolved.num_threads, os.environ)
-    with _Phase("imports", on_phase):
+    with measured("imports", on_phase):
         build = EXECUTORS.load(kind)
-    with _Phase("executor", on_phase):
-        if kind == "timed":
+    if kind == "timed":
+        with measured("executor", on_phase):
             built: tuple[Executor, ExecutorFacts] = build(resolved, profile=profile)
-        else:
-            built = build(resolved, progress=on_weights)
+    else:
+        built = build(resolved, progress=on_weights, on_phase=on_phase)
     return built
 
 
@@ -260,6 +238,7 @@ def _instance_info(
         dtype=resolved.dtype,
         max_model_len=facts.max_model_len,
         max_num_seqs=resolved.max_num_seqs,
+        max_num_batched_tokens=resolved.max_num_batched_tokens,
         num_blocks=facts.num_blocks,
         vocab_size=facts.vocab_size,
         pid=os.getpid(),

@@ -19,16 +19,16 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xllm
 from xllm.base.model_files import find_model_dir
+from xllm.base.phases import Span
 from xllm.config.cluster import InstanceConfig, RegistryConfig
 from xllm.config.schema import to_plain
-from xllm.config.serve import EngineConfig
-from xllm.engine.build import needs_weights
+from xllm.config.serve import EngineConfig, needs_weights
 from xllm.engine.server.control import (
     LineChannel,
     PhaseDone,
@@ -68,13 +68,16 @@ class EngineProcess:
         pump: LogPump,
         info: InstanceInfo,
         token: str,
-        phases: Mapping[str, float],
+        spans: Sequence[Span],
+        total_s: float,
         private_dir: str,
     ) -> None:
         self.info = info
         self.token = token
-        self.phases = dict(phases)
-        """Seconds of each part of the start, in order; ``process`` and ``total`` are the parent's own measure."""
+        self.spans = tuple(spans)
+        """The parts of the start, in order."""
+        self.start_s = total_s
+        """Of the start as a whole, as this process saw it."""
         self._popen = popen
         self._channel = channel
         self._end = weakref.finalize(self, _end_child, popen, channel, pump, private_dir)
@@ -146,13 +149,12 @@ class EngineProcess:
                     instance=None if instance is None else to_plain(instance),
                 )
             )
-            phases: dict[str, float] = {}
-            info = _await_ready(popen, channel, pump, phases, began_s + timeout_s, on_weights)
+            spans: list[Span] = []
+            info = _await_ready(popen, channel, pump, spans, began_s + timeout_s, on_weights)
             total_s = time.monotonic() - began_s
-            # What no phase accounts for: starting the interpreter and importing the engine's own rooms.
-            phases = {"process": total_s - sum(phases.values()), **phases, "total": total_s}
-            log.info("engine ready: %s", ", ".join(f"{name} {spent:.2f} s" for name, spent in phases.items()))
-            process = cls(popen, channel, pump, info, token, phases, private_dir)
+            parts = ", ".join(f"{span.phase} {span.seconds:.2f} s" for span in spans)
+            log.info("engine ready in %.2f s: %s", total_s, parts)
+            process = cls(popen, channel, pump, info, token, spans, total_s, private_dir)
             done = True
             return process
         finally:
@@ -217,7 +219,7 @@ def _await_ready(
     popen: subprocess.Popen[str],
     channel: ParentChannel,
     pump: LogPump,
-    phases: dict[str, float],
+    spans: list[Span],
     deadline_s: float,
     on_weights: Callable[[int, int], None],
 ) -> InstanceInfo:
@@ -227,7 +229,7 @@ def _await_ready(
             message = channel.receive(max(remaining_s, 0.0))
         except DeadlineExceeded as exc:
             raise DeadlineExceeded(
-                "the engine was not ready in time" + _done_so_far(phases),
+                "the engine was not ready in time" + _done_so_far(spans),
                 hint="allow it more time, or see its log",
             ) from exc
         except ProtocolError as exc:
@@ -238,29 +240,30 @@ def _await_ready(
             case Ready():
                 return message.info
             case PhaseDone():
-                phases[message.phase] = message.seconds
+                begin_s = message.end_s - message.seconds
+                spans.append(Span("engine", message.phase, begin_s, message.seconds))
             case WeightsProgress():
                 on_weights(message.done_bytes, message.total_bytes)
             case StartFailed():
                 raise from_failure(message.failure)
             case None:
-                raise _died(popen, pump, phases)
+                raise _died(popen, pump, spans)
 
 
-def _died(popen: subprocess.Popen[str], pump: LogPump, phases: Mapping[str, float]) -> InstanceLost:
+def _died(popen: subprocess.Popen[str], pump: LogPump, spans: Sequence[Span]) -> InstanceLost:
     try:
         status = f"with status {popen.wait(STOP_S)}"
     except subprocess.TimeoutExpired:
         status = "its channel"
     pump.join(STOP_S)
     return InstanceLost(
-        f"the engine process ended {status} before it was ready{_done_so_far(phases)}\n{pump.tail()}",
+        f"the engine process ended {status} before it was ready{_done_so_far(spans)}\n{pump.tail()}",
         hint="a negative status is a signal: -9 usually means that the machine ran out of memory",
     )
 
 
-def _done_so_far(phases: Mapping[str, float]) -> str:
-    return f" (done: {', '.join(phases)})" if phases else ""
+def _done_so_far(spans: Sequence[Span]) -> str:
+    return f" (done: {', '.join(span.phase for span in spans)})" if spans else ""
 
 
 def _end_child(popen: subprocess.Popen[str], channel: ParentChannel, pump: LogPump, private_dir: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
+import time
 from collections.abc import Callable, Sequence
 
 from msgspec import structs
@@ -13,15 +13,13 @@ from xllm.api.app import build_app
 from xllm.api.serve import HttpServer, check_address
 from xllm.api.text_pipeline import TextPipeline
 from xllm.base.event_loop import run_event_loop
+from xllm.base.phases import SPANS_MARK, Phases, format_spans
 from xllm.base.waits import WaitTable, install_dump_signal
 from xllm.config.cluster import InstanceConfig, RegistryConfig
 from xllm.config.serve import EngineConfig, ServeConfig
-from xllm.engine.server import main as engine_main
-from xllm.engine.server.engine_server import EXIT_FAILED
 from xllm.errors import InstanceLost
 from xllm.launch.engine_process import EngineProcess
 from xllm.launch.starting_engine import StartingEngine
-from xllm.launch.weights_bar import WeightsBar
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord, InstanceRegistry
 from xllm.rpc.client import EngineClient
@@ -30,6 +28,8 @@ from xllm.service.build import ServiceOptions, build_service, build_text
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 30.0
+EXIT_ENGINE_LOST = 70
+"""The engine process has ended and nothing was left to serve."""
 WATCH_S = 0.2
 
 
@@ -37,21 +37,27 @@ def run_engine(
     config: EngineConfig, registry: RegistryConfig | None = None, instance: InstanceConfig | None = None
 ) -> int:
     """``xllm engine``: one engine in this process, until a signal comes; returns the exit status."""
+    from xllm.engine.server import main as engine_main  # no other command runs an engine in its own process
+
     return engine_main.run_engine(config, token=config.server.rpc_token, registry=registry, instance=instance)
 
 
-def serve(config: ServeConfig) -> int:
-    """``xllm serve``: an engine process and, here, the service and its edge; returns the exit status."""
-    check_address(config.api)
-    starting = StartingEngine(lambda: _start_with_bar(config.engine))
+def serve(config: ServeConfig, starting: StartingEngine, phases: Phases) -> int:
+    """``xllm serve``: the service and its edge, here, over an engine process; returns the exit status.
+
+    Everything that can be done before the engine is ready is done while it loads.
+    """
     try:
-        text = build_text(config)  # while the engine loads its weights
+        check_address(config.api)
+        with phases.measure("tokenizer"):
+            text = build_text(config)
     except BaseException:
         starting.abandon()
         raise
-    process = starting.wait()
+    with phases.measure("waiting for the engine"):
+        process = starting.wait()
     try:
-        return run_event_loop(_serve(config, text, process))
+        return run_event_loop(_serve(config, text, process, phases))
     finally:
         process.close()
 
@@ -61,20 +67,21 @@ def run_service(config: ServeConfig, endpoints: Sequence[str]) -> int:
     return run_event_loop(_serve_over(config, build_text(config), endpoints))
 
 
-def _start_with_bar(config: EngineConfig) -> EngineProcess:
-    with WeightsBar(sys.stderr) as bar:
-        return EngineProcess.start(config, on_weights=bar.update)
+async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess, phases: Phases) -> int:
+    began_s = time.monotonic()
 
+    def report(url: str) -> None:
+        phases.add("engine connected and HTTP listening", time.monotonic() - began_s)
+        log.info("%s%s", SPANS_MARK, format_spans([*phases.spans, *process.spans]))
 
-async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess) -> int:
     registry = MemoryRegistry()
     registry.publish(InstanceRecord(info=process.info, token=process.token))
     watch = asyncio.create_task(_withdraw_when_dead(process, registry))
     try:
-        await run_edge(config, text, registry)
+        await run_edge(config, text, registry, on_listening=report)
     finally:
         watch.cancel()
-    return 0 if process.is_alive else EXIT_FAILED
+    return 0 if process.is_alive else EXIT_ENGINE_LOST
 
 
 async def _withdraw_when_dead(process: EngineProcess, registry: MemoryRegistry) -> None:

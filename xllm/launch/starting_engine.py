@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 
+from xllm.config.serve import EngineConfig
 from xllm.launch.engine_process import EngineProcess
+from xllm.launch.weights_bar import WeightsBar
+
+
+def start_engine(config: EngineConfig) -> StartingEngine:
+    """Begin to start an engine, with a progress bar while it reads its weights."""
+
+    def start() -> EngineProcess:
+        with WeightsBar(sys.stderr) as bar:
+            return EngineProcess.start(config, on_weights=bar.update)
+
+    return StartingEngine(start)
 
 
 class StartingEngine:

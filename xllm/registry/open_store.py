@@ -7,7 +7,6 @@ import ssl
 from xllm.base.waits import WaitTable
 from xllm.config.cluster import RegistryConfig
 from xllm.errors import ConfigError, boundary
-from xllm.registry.etcd import EtcdStore
 from xllm.registry.rpc_store import RpcStore
 from xllm.registry.store import Store
 from xllm.rpc.address import parse_address
@@ -25,6 +24,8 @@ def open_store(config: RegistryConfig, *, waits: WaitTable | None = None) -> Sto
         )
     if not config.is_etcd:
         return RpcStore(config.url, token=config.token, timeout_s=config.timeout_s, waits=waits)
+    from xllm.registry.etcd import EtcdStore  # its HTTP client is a tenth of a second to import
+
     endpoints = [str(parse_address(part)) for part in config.url.removeprefix("etcd://").split(",")]
     return EtcdStore(
         endpoints,

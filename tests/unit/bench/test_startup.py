@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from xllm.base.phases import SPANS_MARK, Span
+from xllm.bench.processes import measure_tree
 from xllm.bench.startup import StartupResult, format_startup, free_port, measure_startup
 from xllm.errors import DeadlineExceeded, InstanceError
 
+ROOT = str(Path(__file__).parents[3])
 SERVER = """
 import asyncio, sys
 sys.path.insert(0, {root!r})
@@ -19,7 +25,7 @@ web.run_app(FakeOpenAI(ready_after=2).app(), host="127.0.0.1", port={port}, prin
 
 def test_the_stages_of_a_real_process_are_seen_in_order() -> None:
     port = free_port()
-    code = SERVER.format(root=str(__import__("pathlib").Path(__file__).parents[3]), port=port)
+    code = SERVER.format(root=ROOT, port=port)
     result = asyncio.run(
         measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{port}", timeout_s=60)
     )
@@ -40,6 +46,37 @@ def test_a_server_that_never_comes_up_is_ended_at_the_deadline() -> None:
         asyncio.run(
             measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{free_port()}", timeout_s=0.5)
         )
+
+
+def test_what_a_start_consists_of_is_read_from_the_log_and_from_the_kernel() -> None:
+    port = free_port()
+    line = (
+        "12:00:00.000 I serve launch.local: " + SPANS_MARK + "edge/config 0.000+0.250, engine/a b 0.100+2.000"
+    )
+    code = f"print({line!r}, flush=True)" + SERVER.format(root=ROOT, port=port)
+    result = asyncio.run(
+        measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{port}", timeout_s=60)
+    )
+    assert result.phases == (Span("edge", "config", 0.0, 0.25), Span("engine", "a b", 0.1, 2.0))
+    (process,) = result.processes
+    assert process.num_threads >= 1 and process.cpu_s > 0
+    assert 1 << 20 < process.pss_bytes <= process.rss_bytes
+    assert result.as_json()["pss_bytes"] == process.pss_bytes
+    text = format_startup([result])
+    assert "engine: a b" in text and "together: " in text
+
+
+def test_a_tree_is_the_process_and_all_below_it() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == b"1\n"
+        tree = measure_tree(process.pid)
+        process.stdin.write(b"\n")
+    assert len(tree) == 2 and tree[0].pid == process.pid and os.getpid() not in {p.pid for p in tree}
+    assert measure_tree(process.pid) == [], "it has ended"
 
 
 def test_the_block_shows_median_and_range() -> None:

@@ -113,7 +113,14 @@ def test_an_engine_starts_serves_and_ends_without_a_trace(tmp_path: Path) -> Non
     run(scene)
     assert process.is_alive
     assert process.info.pid == process.pid
-    assert list(process.phases) == ["process", "config", "imports", "executor", "brain", "total"]
+    assert [span.phase for span in process.spans] == [
+        "interpreter and own imports",
+        "config",
+        "imports",
+        "executor",
+        "brain",
+        "listening",
+    ]
     process.close()
     process.close()
     assert process.returncode == 0

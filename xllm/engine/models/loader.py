@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from xllm.base.phases import OnPhase, measured
 from xllm.config.model_spec import ModelSpec
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source
@@ -32,6 +33,7 @@ def load_model(
     *,
     layer_range: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    on_phase: OnPhase = lambda phase, seconds: None,
     packed_cache: Path | None = None,
 ) -> CausalLM:
     """Build the spec's model and fill it from the directory's shards, cast to the run dtype.
@@ -44,11 +46,12 @@ def load_model(
         ModelError: a file or tensor is missing, unexpected, truncated or of the wrong shape; names file and
             tensor.
     """
-    checkpoint = Checkpoint(Path(directory))
-    model = build_model(spec, build, layer_range)
-    sources = model.sources()
-    _check_filled(model, sources)
-    _check_tensors(checkpoint, sources, spec, whole=layer_range in (None, (0, spec.num_layers)))
+    with measured("weights map", on_phase):
+        checkpoint = Checkpoint(Path(directory))
+        model = build_model(spec, build, layer_range)
+        sources = model.sources()
+        _check_filled(model, sources)
+        _check_tensors(checkpoint, sources, spec, whole=layer_range in (None, (0, spec.num_layers)))
     total = sum(checkpoint.entry(s.name).num_bytes for s in sources)
     done = 0
 
@@ -59,7 +62,7 @@ def load_model(
             progress(done, total)
 
     advance(0)
-    with torch.inference_mode():
+    with torch.inference_mode(), measured("weights read and packed", on_phase):
         if build.device.type == "cpu":
             _fill_arena(model, checkpoint, sources, packed_cache, advance)
         else:

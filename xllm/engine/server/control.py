@@ -55,6 +55,8 @@ class PhaseDone(Struct, frozen=True, kw_only=True, tag="phase"):
 
     phase: str
     seconds: float
+    end_s: float = 0.0
+    """On the monotonic clock, which is the machine's."""
 
 
 class WeightsProgress(Struct, frozen=True, kw_only=True, tag="weights"):

@@ -23,6 +23,7 @@ from msgspec import structs
 
 from xllm.base.event_loop import run_event_loop
 from xllm.base.log import setup_logging
+from xllm.base.phases import measured, process_age_s
 from xllm.base.waits import WaitTable, install_dump_signal
 from xllm.config.cluster import InstanceConfig, RegistryConfig
 from xllm.config.load import engine_config_from_plain, section_from_plain
@@ -124,6 +125,7 @@ def run_engine(
             on_ready,
             membership,
             waits,
+            on_phase,
         )
         return run_event_loop(serving)
     finally:
@@ -140,6 +142,7 @@ async def _serve(
     on_ready: Callable[[InstanceInfo], object],
     membership: Membership,
     waits: WaitTable,
+    on_phase: ReportPhase,
 ) -> int:
     loop = asyncio.get_running_loop()
     options = ServerOptions(grace_s=config.server.grace_s, heartbeat_s=config.server.heartbeat_s, token=token)
@@ -152,7 +155,8 @@ async def _serve(
         clock=built.clock,
         profiler=built.profiler,
     )
-    address = await server.start(endpoint)
+    with measured("listening", on_phase):
+        address = await server.start(endpoint)
     install_dump_signal(waits, loop=loop)
     loop.add_signal_handler(signal.SIGTERM, process.stop, StopEngine(drain_s=DRAIN_S))
     loop.add_signal_handler(signal.SIGINT, process.stop, StopEngine(drain_s=0.0))
@@ -171,11 +175,17 @@ async def _serve(
 
 def run_child(control: socket.socket) -> int:
     """Serve as the child of a process that holds the other end of ``control``."""
+    age_s = process_age_s()
     channel: LineChannel[ToEngineProcess, ToParent] = LineChannel(control, ToEngineProcess)
     start = channel.receive(START_TIMEOUT_S)
     if not isinstance(start, StartEngine):
         raise ProtocolError(f"the first control message is {type(start).__name__}, not StartEngine")
     process = Process()
+
+    def report(phase: str, seconds: float) -> None:
+        channel.send(PhaseDone(phase=phase, seconds=seconds, end_s=time.monotonic()))
+
+    report("interpreter and own imports", age_s)
 
     def leave() -> None:
         # The interpreter may be anywhere, also in a forward: nothing here may wait for it.
@@ -195,7 +205,7 @@ def run_child(control: socket.socket) -> int:
             registry=None if start.registry is None else section_from_plain("registry", start.registry),
             instance=None if start.instance is None else section_from_plain("instance", start.instance),
             process=process,
-            on_phase=lambda phase, seconds: channel.send(PhaseDone(phase=phase, seconds=seconds)),
+            on_phase=report,
             on_weights=weights,
             on_ready=lambda info: channel.send(Ready(info=info)),
         )

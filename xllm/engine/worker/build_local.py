@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from xllm.base.phases import OnPhase, measured
 from xllm.config.resolved import ResolvedEngineConfig
 from xllm.engine.attention import (
     AttentionPlanner,
@@ -42,12 +43,14 @@ def build_local_executor(
     resolved: ResolvedEngineConfig,
     *,
     progress: Callable[[int, int], None] | None = None,
+    on_phase: OnPhase = lambda phase, seconds: None,
     watchdog: Watchdog | None = None,
 ) -> tuple[ThreadExecutor, ExecutorFacts]:
     """Load the model, allocate the KV pool and wire the executor; its thread starts with ``start``.
 
     Args:
         progress: called with (bytes of weights placed, bytes of all weights).
+        on_phase: called with the name and the seconds of each part.
         watchdog: told about every step.
 
     Raises:
@@ -58,19 +61,21 @@ def build_local_executor(
     platform = select_platform(resolved.device)
     if platform.kind == "cpu":
         torch.set_num_threads(resolved.num_threads)
-    build = build_context(
-        torch_dtype(resolved.dtype),
-        platform.device,
-        contiguous_rows_per_token=_contiguous_rows(resolved),
-        block_size=resolved.kv_layout.block_size,
-        kernels=parse_kernels(resolved.kernels),
-    )
+    with measured("kernels", on_phase):
+        build = build_context(
+            torch_dtype(resolved.dtype),
+            platform.device,
+            contiguous_rows_per_token=_contiguous_rows(resolved),
+            block_size=resolved.kv_layout.block_size,
+            kernels=parse_kernels(resolved.kernels),
+        )
     begin_s = time.perf_counter()
-    model = _load(resolved, build, progress)
+    model = _load(resolved, build, progress, on_phase)
     load_s = time.perf_counter() - begin_s
     layout, num_blocks = resolved.kv_layout, _num_blocks_that_fit(resolved, platform)
-    kv = _build_kv(resolved, num_blocks, platform)
-    runner = _build_runner(resolved, model, kv, platform, build)
+    with measured("KV and runner", on_phase):
+        kv = _build_kv(resolved, num_blocks, platform)
+        runner = _build_runner(resolved, model, kv, platform, build)
     facts = ExecutorFacts(
         layout=layout,
         num_blocks=num_blocks,
@@ -133,12 +138,16 @@ def _num_blocks_that_fit(resolved: ResolvedEngineConfig, platform: Platform) -> 
 
 
 def _load(
-    resolved: ResolvedEngineConfig, build: BuildContext, progress: Callable[[int, int], None] | None
+    resolved: ResolvedEngineConfig,
+    build: BuildContext,
+    progress: Callable[[int, int], None] | None,
+    on_phase: OnPhase,
 ) -> CausalLM:
     if resolved.load_format == "dummy":
-        model = build_model(resolved.spec, build)
-        fill_with_dummy_weights(model, resolved.seed)
-        model.pack()
+        with measured("dummy weights", on_phase):
+            model = build_model(resolved.spec, build)
+            fill_with_dummy_weights(model, resolved.seed)
+            model.pack()
         return model.eval()
     packed = resolved.packed_weights_cache
     return load_model(
@@ -146,6 +155,7 @@ def _load(
         resolved.spec.path,
         build,
         progress=progress,
+        on_phase=on_phase,
         packed_cache=None if packed is None else Path(packed).expanduser(),
     )
 
