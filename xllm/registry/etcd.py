@@ -272,7 +272,7 @@ def _watched(line: Json, after_revision: int) -> tuple[StoreEvent, ...]:
 def _parse(body: bytes) -> Json:
     try:
         found = json.loads(body)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RegistryError(f"etcd sent no JSON: {body[:80]!r}") from exc
     if not isinstance(found, dict):
         raise RegistryError(f"etcd sent no object: {body[:80]!r}")
@@ -292,9 +292,12 @@ def _range(prefix: str) -> dict[str, str]:
 
 def _int(answer: Json, name: str) -> int:
     try:
-        return int(answer[name])
-    except (KeyError, TypeError, ValueError) as exc:
+        value = int(answer[name])
+    except (KeyError, TypeError, ValueError, OverflowError) as exc:
         raise RegistryError(f"etcd's answer has no {name}") from exc
+    if not -(2**63) <= value < 2**64:
+        raise RegistryError(f"etcd's answer has a {name} beyond 64 bits")
+    return value
 
 
 def _list(answer: Json, name: str) -> list[Json]:

@@ -90,8 +90,12 @@ class Publisher:
                 await asyncio.sleep(self._ttl_s / 4)
             except LeaseExpired:
                 self._lease = None
-                if self._is_written:
+                if self._is_written and pause_s == _FIRST_PAUSE_S:
                     log.warning("registry: the lease of %s ended; publishing again", self._key)
+                await asyncio.sleep(
+                    pause_s
+                )  # a registry that forgets every lease at once must not be hammered
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             except RegistryError as exc:
                 if not self._is_away:
                     log.warning("registry: %s; the work goes on without it", exc.message)
@@ -124,8 +128,9 @@ class Publisher:
                 if revision is not None:
                     self._is_written = True
                     return True
-                continue
-            if loop.time() >= deadline_s:
+                if loop.time() >= deadline_s:
+                    raise RegistryError(f"the registry has refused to write {self._key} for {patience_s:g} s")
+            elif loop.time() >= deadline_s:
                 message = f"{self._key} has been held by another for {patience_s:g} s"
                 log.critical("registry: %s", message)
                 self._on_clash(message)

@@ -116,19 +116,24 @@ class Election:
     # -- private --
 
     async def _run(self) -> None:
-        pause_s = _FIRST_PAUSE_S
+        pause_s, told = _FIRST_PAUSE_S, ""
         while True:
             try:
                 if await self._try_win():
+                    pause_s, told = _FIRST_PAUSE_S, ""
                     await self._hold()
-                else:
-                    await self._await_vacancy()
-                pause_s = _FIRST_PAUSE_S
-            except LeaseExpired:
-                self._lease = None
-                self._step_down()
+                elif await self._await_vacancy():
+                    pause_s, told = _FIRST_PAUSE_S, ""
+                else:  # nobody holds it and we did not get it: another was faster, or the registry lies
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
             except RegistryError as exc:
-                log.warning("election %s: %s", self._key, exc.message)
+                if isinstance(exc, LeaseExpired):
+                    self._lease = None
+                    self._step_down()
+                elif exc.message != told:
+                    told = exc.message
+                    log.warning("election %s: %s", self._key, told)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -140,7 +145,7 @@ class Election:
             self._lease = await self._store.keep_alive(self._lease.id)
         found = await self._find()
         if found is not None and found.lease == self._lease.id:  # won before, and the answer was lost
-            self._tenure.on_won(found.revision, asked_s, self._lease.ttl_s)
+            self._tenure.on_won(found.revision, asked_s, self._granted_s(self._lease))
             self._look()
             return True
         if found is not None:
@@ -148,7 +153,7 @@ class Election:
         term = await self._store.try_set(self._key, self._value, expected_revision=0, lease=self._lease.id)
         if term is None:
             return False
-        self._tenure.on_won(term, asked_s, self._lease.ttl_s)
+        self._tenure.on_won(term, asked_s, self._granted_s(self._lease))
         self._look()
         return True
 
@@ -162,22 +167,27 @@ class Election:
             if found is None or found.revision != self._tenure.term:
                 self._step_down()
                 return
-            self._tenure.on_renewed(asked_s, lease.ttl_s)
+            self._tenure.on_renewed(asked_s, self._granted_s(lease))
             self._look()
 
-    async def _await_vacancy(self) -> None:
-        """Until the key goes, or half a lease has passed: the own lease must live meanwhile."""
+    def _granted_s(self, lease: Lease) -> float:
+        """What a lease is trusted for: never more than was asked, whatever the registry says."""
+        return min(lease.ttl_s, self._ttl_s)
+
+    async def _await_vacancy(self) -> bool:
+        """Until the key goes, or half a lease has passed: the own lease must live meanwhile. False: nobody held it."""
         snapshot = await self._store.get_prefix(self._key)
         if not any(item.key == self._key for item in snapshot.items):
-            return
+            return False
         try:
             async with asyncio.timeout(self._ttl_s / 2):
                 async with aclosing(self._store.watch(self._key, snapshot.revision)) as batches:
                     async for batch in batches:
                         if any(event.kind == "delete" and event.item.key == self._key for event in batch):
-                            return
+                            return True
         except TimeoutError:
-            return
+            pass
+        return True
 
     async def _find(self) -> StoreItem | None:
         items = (await self._store.get_prefix(self._key)).items

@@ -158,7 +158,9 @@ def test_dead_and_silent_endpoints_are_passed_over(tmp_path: Path) -> None:
         '{"header": {"revision": "1"}, "kvs": [{"key": "*"}], "result": {"TTL": "x", "events": 1}}',
         '{"header": {"revision": "1"}, "kvs": [7], "result": {"TTL": [], "events": [{"kv": 1}]}}',
         '{"result": {"events": [{"type": "ODD", "kv": {"key": "aw==", "mod_revision": "1"}}]}}',
-        '{"error": "etcdserver: no", "code": 2}', "x" * 200_000,
+        '{"error": "etcdserver: no", "code": 2}', "x" * 200_000, '{"header": ' + "[" * 100_000,
+        '{"header": {"revision": 1e999}, "ID": 1e999, "TTL": 1e999, "result": {"TTL": -1e999, "events": []}}',
+        '{"header": {"revision": "%s"}, "ID": "1", "TTL": "%s", "result": {"TTL": "%s"}}' % (3 * ("9" * 400,)),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("status", [200, 500])

@@ -182,10 +182,9 @@ class Dispatch:
         return commands
 
     def on_instance_back(self, instance: InstanceId) -> list[Command]:
-        """The same incarnation is back: it was cut off, not dead. Who waits for an instance tries again."""
+        """The same incarnation is back, or heard again: it had not died. Who waits for an instance tries again."""
         for live in self._live.values():
-            if instance in live.killers:
-                live.killers.remove(instance)
+            live.killers = [name for name in live.killers if name != instance]
         return self.retry_parked(now=True)
 
     def abort(self, request_id: RequestId, choice: int | None, reason: str) -> list[Command]:
