@@ -1,0 +1,169 @@
+"""The table: medians of the runs that count, and xLLM against the best peer.
+
+A workload's figures come from its last session with the most systems, xLLM among them. A peer that only
+took part in another session is shown from there with a dagger and does not enter the ratio: its runs were
+not interleaved with these.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.cpu_peers.systems import OURS, PEERS, TITLES
+from benchmarks.cpu_peers.workloads import WORKLOADS
+
+_SYSTEMS = (OURS, *PEERS)
+_LOW_GB_S, _HIGH_GB_S = 60.0, 70.0
+# Of the 0.6B checkpoint in bfloat16: bytes every decode step reads, and bytes of KV per token.
+_WEIGHT_BYTES = 1.192e9
+_KV_BYTES = 28 * 2 * 8 * 128 * 2
+
+Data = dict[str, Any]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the table: which rows, which value, and whether more is better."""
+
+    title: str
+    unit: str
+    rows: Callable[[Data], list[Row]]
+    key: str
+    is_more_better: bool = False
+    digits: int = 1
+
+
+def _runs(workload: str) -> Callable[[Data], list[Row]]:
+    return lambda data: [row for row in data["runs"] if row["workload"] == workload and row["kept"]]
+
+
+def _starts(data: Data) -> list[Row]:
+    return [row for row in data["starts"] if row["model"] == "0.6b"]
+
+
+def best_rates(data: Data) -> list[Row]:
+    """Per session and system the highest rate that passed; the bisection has made it consistent."""
+    best: dict[tuple[int, str], float] = {}
+    for row in data["trials"]:
+        key = (row["session"], row["system"])
+        best[key] = max(best.get(key, 0.0), row["rate"] if row["is_pass"] else 0.0)
+    return [{"session": session, "system": system, "rate": rate} for (session, system), rate in best.items()]
+
+
+def _lines() -> list[Line]:
+    lines = []
+    for name in ("W1", "W2", "W3", "W4", "W5"):
+        title = f"{name}: {WORKLOADS[name].title}"
+        lines += [
+            Line(title, "output tok/s", _runs(name), "output_tok_s", is_more_better=True),
+            Line("", "TTFT ms", _runs(name), "ttft_ms", digits=0),
+            Line("", "TPOT ms", _runs(name), "tpot_ms"),
+        ]
+    return [
+        *lines,
+        Line(f"W6: {WORKLOADS['W6'].title}", "req/s", best_rates, "rate", is_more_better=True, digits=2),
+        Line("process start to first token", "s", _starts, "first_token_s"),
+        Line("memory (PSS) after start", "MB", _starts, "pss_mb", digits=0),
+        Line("memory (PSS) after W2", "MB", _runs("W2"), "pss_mb", digits=0),
+    ]
+
+
+def medians(rows: Sequence[Row], key: str) -> tuple[dict[str, float], set[str]]:
+    """Median per system, and the systems whose figure is from another session than xLLM's."""
+    rows = [row for row in rows if row.get(key) is not None]
+    members: dict[int, set[str]] = {}
+    for row in rows:
+        members.setdefault(row["session"], set()).add(row["system"])
+    joint = [session for session, systems in members.items() if OURS in systems] or list(members)
+    if not joint:
+        return {}, set()
+    main = max(joint, key=lambda session: (len(members[session]), session))
+    found, elsewhere = {}, set()
+    for system in _SYSTEMS:
+        sessions = [session for session, systems in members.items() if system in systems]
+        if not sessions:
+            continue
+        session = main if main in sessions else max(sessions)
+        if session != main:
+            elsewhere.add(system)
+        values = [row[key] for row in rows if row["session"] == session and row["system"] == system]
+        found[system] = statistics.median(values)
+    return found, elsewhere
+
+
+def ratio_to_best(found: dict[str, float], elsewhere: set[str], is_more_better: bool) -> float | None:
+    """Above 1: xLLM is ahead of every peer."""
+    peers = [value for system, value in found.items() if system != OURS and system not in elsewhere]
+    if OURS not in found or not peers or (is_more_better and max(peers) == 0):
+        return None
+    return found[OURS] / max(peers) if is_more_better else min(peers) / found[OURS]
+
+
+def table(data: Data) -> str:
+    """Markdown."""
+    systems = [s for s in _SYSTEMS if any(s == row["system"] for row in (*data["runs"], *data["starts"]))]
+    out = ["| | | " + " | ".join(TITLES[system] for system in systems) + " | xLLM / best peer |"]
+    out.append("|---|---|" + "---|" * (len(systems) + 1))
+    has_dagger = False
+    for line in _lines():
+        found, elsewhere = medians(line.rows(data), line.key)
+        if not found:
+            continue
+        has_dagger |= bool(elsewhere)
+        cells = [
+            f"{found[s]:,.{line.digits}f}{' †' if s in elsewhere else ''}" if s in found else "-"
+            for s in systems
+        ]
+        ratio = ratio_to_best(found, elsewhere, line.is_more_better)
+        cells.append(f"{ratio:.2f}x" if ratio is not None else "-")
+        out.append(f"| {line.title} | {line.unit} | " + " | ".join(cells) + " |")
+    if has_dagger:
+        out.append("\n† from another session than the rest of its line; not part of the ratio.")
+    return "\n".join(out)
+
+
+def notes(data: Data) -> str:
+    """What belongs below the table: sessions, discarded runs, bandwidth, skips."""
+    out = []
+    for index, session in enumerate(data["sessions"]):
+        out.append(f"Session {index}: {session['date']}, {session['machine']}, `{session['command']}`")
+    runs = [row for row in data["runs"]]
+    why = Counter(row["why"] for row in runs if not row["kept"])
+    reasons = ", ".join(f"{number} for {reason}" for reason, number in sorted(why.items()))
+    out.append(f"Runs: {len(runs)}, discarded: {sum(why.values())}{f' ({reasons})' if reasons else ''}.")
+    out += _bandwidth_notes(data)
+    out += [f"Skipped: {what}: {skip['reason']}" for what, skip in sorted(data["skipped"].items())]
+    return "\n".join(out)
+
+
+def read_gb_per_s(row: Row) -> float:
+    """What a run of W1 read per second while decoding: weights and KV, from its TPOT."""
+    workload = WORKLOADS["W1"]
+    context = workload.prompt_tokens + workload.output_tokens / 2
+    return (_WEIGHT_BYTES + context * _KV_BYTES) / row["tpot_ms"] / 1e6
+
+
+def _bandwidth_notes(data: Data) -> Iterable[str]:
+    rows = _runs("W1")(data)
+    states = {"low": lambda low, high: high < _LOW_GB_S, "high": lambda low, high: low > _HIGH_GB_S}
+    for state, is_in in states.items():
+        for system in _SYSTEMS:
+            chosen = [
+                row
+                for row in rows
+                if row["system"] == system and is_in(min(row["bandwidth_gb_s"]), max(row["bandwidth_gb_s"]))
+            ]
+            if chosen:
+                share = statistics.median(
+                    read_gb_per_s(row) / statistics.fmean(row["bandwidth_gb_s"]) for row in chosen
+                )
+                tpot = statistics.median(row["tpot_ms"] for row in chosen)
+                yield (
+                    f"W1 with {state} bandwidth, {TITLES[system]}: {tpot:.1f} ms per token, reads {share:.0%} of "
+                    f"the probe (n = {len(chosen)})"
+                )
