@@ -23,6 +23,7 @@ from msgspec import structs
 
 from xllm.base.event_loop import run_event_loop
 from xllm.base.log import setup_logging
+from xllm.base.malloc import keep_step_buffers
 from xllm.base.phases import measured, process_age_s
 from xllm.base.waits import WaitTable, install_dump_signal
 from xllm.config.cluster import InstanceConfig, RegistryConfig
@@ -236,6 +237,7 @@ def main() -> None:
     """Run as a child process and leave without waiting for threads that may hang in a forward."""
     parser = argparse.ArgumentParser(prog="xllm.engine.server", description="Started by xllm.launch.")
     parser.add_argument("--control-fd", type=int, required=True)
+    keep_step_buffers()
     status = run_child(socket.socket(fileno=parser.parse_args().control_fd))
     logging.shutdown()
     sys.stdout.flush()
