@@ -110,6 +110,10 @@ void xllm_pack(int type, const void *weight, void *out, int64_t n, int64_t k, in
     if (end > begin) madvise((void *)begin, end - begin, MADV_HUGEPAGE);
     with_type(type, [&](auto t) {
         typedef decltype(t) T;
+        if (threads <= 1) { // a loader's thread: OpenMP would start a team for it, and pin it
+            for (long b = 0; b < blocks; b++) pack_block((const T *)weight, (T *)out, n, k, b);
+            return;
+        }
 #pragma omp parallel for num_threads(threads)
         for (long b = 0; b < blocks; b++) pack_block((const T *)weight, (T *)out, n, k, b);
     });

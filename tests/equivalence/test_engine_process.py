@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.equivalence.families import VOCAB
 from tests.fakes.served_engine import Inbox, until
 from tests.fakes.sync_engine import Completion
 from xllm.config.load import load_arguments
+from xllm.config.threads import parse_cpu_list
 from xllm.errors import InvalidRequest
 from xllm.launch.engine_process import EngineProcess
 from xllm.rpc.client import EngineClient
@@ -64,6 +66,40 @@ def test_an_engine_process_streams_what_transformers_says(
     finally:
         process.close()
     assert process.returncode == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="not Linux")
+def test_a_steps_threads_stay_on_the_cpus_they_were_given(small_model: Callable[[str], SmallModel]) -> None:
+    cpus = sorted(os.sched_getaffinity(0))[:2]
+    if len(cpus) < 2:
+        pytest.skip("one CPU")
+    model = small_model("qwen3")
+    said = {
+        "model": str(model.path),
+        "dtype": "float32",
+        "device": "cpu",
+        "num_threads": 2,
+        "cpu_set": ",".join(map(str, cpus)),
+        "max_model_len": 512,
+        "num_gpu_blocks_override": 200,
+    }
+    placed = {"OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"} & set(os.environ)
+    assert not placed, "this test is about places that nobody has chosen"
+    process = EngineProcess.start(load_arguments(said).engine())
+    try:
+        asyncio.run(_compare(process, model))
+        found = {name: _affinity(process.pid, int(name)) for name in os.listdir(f"/proc/{process.pid}/task")}
+        pinned = [tuple(cpus) for cpus in found.values() if len(cpus) == 1]
+        assert {(cpu,) for cpu in cpus} <= set(pinned), f"a thread on each: {found}"
+        assert found[str(process.pid)] == set(cpus), "the event loop may go where it likes"
+    finally:
+        process.close()
+
+
+def _affinity(pid: int, thread: int) -> set[int]:
+    lines = Path(f"/proc/{pid}/task/{thread}/status").read_text().splitlines()
+    text = next(line for line in lines if line.startswith("Cpus_allowed_list:"))
+    return parse_cpu_list(text.partition(":")[2].strip())
 
 
 async def _compare(process: EngineProcess, model: SmallModel) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from xllm.config.machine_facts import GpuFacts, MachineFacts
+from xllm.config.machine_facts import CpuCore, GpuFacts, MachineFacts
+from xllm.config.threads import parse_cpu_list
 
 _NO_LIMIT = 2**60
 DEFAULT_MAX_MAP_COUNT = 65530
@@ -30,8 +32,10 @@ def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/"))
         total = min(total, limit)
         available = min(available, max(limit - used, 0))
     cpuinfo = _read(root / "proc/cpuinfo")
+    cores = _cores(root, cpuinfo)
     return MachineFacts(
-        num_cores=_num_cores(root, cpuinfo),
+        num_cores=_num_cores(root, cores),
+        cores=cores,
         memory_total_bytes=total,
         memory_available_bytes=available,
         memory_limit_bytes=limit,
@@ -82,12 +86,30 @@ def query_gpu_facts(*, torch_version: str | None = None, timeout_s: float = 10.0
     )
 
 
-def _num_cores(root: Path, cpuinfo: str) -> int:
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    physical = {_core_of(block) for block in cpuinfo.strip().split("\n\n") if _block_cpu(block) in allowed}
-    cores = len(physical - {None}) or len(allowed)
-    quota = _cgroup_cpus(root)
-    return max(1, min(cores, int(quota)) if quota is not None else cores)
+def _num_cores(root: Path, cores: Sequence[CpuCore]) -> int:
+    num_cores, quota = len(cores) or os.cpu_count() or 1, _cgroup_cpus(root)
+    return max(1, min(num_cores, int(quota)) if quota is not None else num_cores)
+
+
+def _cores(root: Path, cpuinfo: str) -> tuple[CpuCore, ...]:
+    """Physical cores by node, as far as this process may use them; a CPU that names no core is one."""
+    if not hasattr(os, "sched_getaffinity"):
+        return ()
+    named = {_block_cpu(block): _core_of(block) for block in cpuinfo.strip().split("\n\n")}
+    cpus: dict[tuple[str, str], list[int]] = {}
+    for cpu in sorted(os.sched_getaffinity(0)):
+        cpus.setdefault(named.get(cpu) or ("", f"cpu {cpu}"), []).append(cpu)
+    node_of = _nodes(root)
+    cores = [CpuCore(cpus=tuple(group), node=node_of.get(group[0], 0)) for group in cpus.values()]
+    return tuple(sorted(cores, key=lambda core: (core.node, core.cpus)))
+
+
+def _nodes(root: Path) -> dict[int, int]:
+    found = {}
+    for path in (root / "sys/devices/system/node").glob("node[0-9]*"):
+        for cpu in parse_cpu_list(_read(path / "cpulist").strip()):
+            found[cpu] = int(path.name.removeprefix("node"))
+    return found
 
 
 def _core_of(block: str) -> tuple[str, str] | None:

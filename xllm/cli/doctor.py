@@ -4,20 +4,24 @@ choose."""
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import socket
 from importlib.metadata import PackageNotFoundError, version
 
 from xllm import __version__
 from xllm.base.machine import gather_machine_facts, has_cpu_only_torch, query_gpu_facts
+from xllm.base.openmp import prepare_openmp
 from xllm.base.resolve_here import resolve_here
 from xllm.cli.flags import add_config_flags, load_from_flags
 from xllm.config.api import ApiConfig
 from xllm.config.load import Loaded
 from xllm.config.machine_facts import MachineFacts
 from xllm.config.memory_plan import format_memory
+from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.schema import format_bytes
 from xllm.config.serve import SERVE_SECTIONS
+from xllm.config.threads import format_cpu_list
 from xllm.errors import XllmError
 
 CORE = ("torch", "numpy", "safetensors", "tokenizers", "msgspec", "fastapi", "uvicorn", "uvloop", "httptools")
@@ -66,11 +70,14 @@ def run(args: argparse.Namespace) -> int:
 
 def _machine_lines(machine: MachineFacts) -> list[str]:
     limit = machine.memory_limit_bytes
+    nodes = {core.node for core in machine.cores}
+    allowed = format_cpu_list([cpu for core in machine.cores for cpu in core.cpus])
     flags = [flag for flag in _NOTABLE_FLAGS if flag in machine.cpu_flags]
     gpu = machine.gpu
     return [
         f"system   {platform.system()} {platform.release()} {platform.machine()}",
         f"cpu      {machine.cpu_name or 'unknown'}, {machine.num_cores} cores ({', '.join(flags) or 'no flags'})",
+        f"cpus     {allowed or 'unknown'} may be used, of {max(len(nodes), 1)} NUMA node(s)",
         f"memory   {format_bytes(machine.memory_available_bytes)} available"
         f" of {format_bytes(machine.memory_total_bytes)}"
         + (f", container limit {format_bytes(limit)}" if limit is not None else ""),
@@ -108,6 +115,8 @@ def _choice_lines(loaded: Loaded, problems: list[str]) -> list[str]:
         f"model    {resolved.model}: {resolved.spec.architecture},"
         f" {resolved.spec.num_params / 1e6:.1f} M parameters",
         f"device   {resolved.device}, {resolved.dtype}, {resolved.num_threads} threads",
+        f"threads  {_thread_line(resolved)}",
+        f"OpenMP   {_openmp_line(resolved)}",
         f"length   {resolved.max_model_len} tokens, {resolved.max_num_seqs} sequences at once,"
         f" {resolved.max_num_batched_tokens} tokens per step",
         f"KV       {resolved.num_blocks} blocks of {resolved.block_size} tokens,"
@@ -115,6 +124,22 @@ def _choice_lines(loaded: Loaded, problems: list[str]) -> list[str]:
         f"memory   {format_memory(resolved.memory)}",
         *(f"warning  {text}" for text in resolved.warnings),
     ]
+
+
+def _thread_line(resolved: ResolvedEngineConfig) -> str:
+    threads = resolved.threads
+    if "runner.cpu_set" in resolved.reasons:
+        return resolved.reasons["runner.cpu_set"].reason
+    if threads.step_cpus:
+        return f"pinned to CPUs {format_cpu_list(threads.step_cpus)}"
+    return f"on CPUs {format_cpu_list(threads.process_cpus)}" if threads.process_cpus else "not pinned"
+
+
+def _openmp_line(resolved: ResolvedEngineConfig) -> str:
+    environ = dict(os.environ)
+    said = prepare_openmp(resolved.num_threads, environ, cpus=resolved.threads.step_cpus)
+    names = [name for name in sorted(environ) if name in said or environ[name] != os.environ.get(name)]
+    return ", ".join(f"{name}={environ[name]}" + (" (environment)" if name in said else "") for name in names)
 
 
 def _address_lines(api: ApiConfig, problems: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from xllm.base.affinity import set_affinity
 from xllm.base.log import get_logger, setup_logging
 from xllm.base.phases import Phases, process_age_s
 from xllm.base.resolve_here import resolve_here
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     config = loaded.serve()
     setup_logging(config.engine.log, "serve")
     with phases.measure("config"):
-        for warning in resolve_here(config.engine, sources=loaded.sources).warnings:
+        resolved = resolve_here(config.engine, sources=loaded.sources)
+        for warning in resolved.warnings:
             log.warning("%s", warning)
     is_cluster = any(key.startswith(("registry.", "cluster.")) for key in loaded.sources)
     if args.instances is None and not is_cluster:
@@ -47,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
         starting = start_engine(config.engine)
         try:
+            if (
+                resolved.threads.other_cpus
+            ):  # after the thread that starts the engine, which must not inherit it
+                set_affinity(resolved.threads.other_cpus)
             with phases.measure("imports of the edge"):
                 from xllm.launch.local import serve
         except BaseException:

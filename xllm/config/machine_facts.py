@@ -20,11 +20,23 @@ class GpuFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CpuCore:
+    """One physical core."""
+
+    cpus: tuple[int, ...]
+    """Its logical CPUs that this process may run on, as the system numbers them; at least one."""
+    node: int = 0
+    """NUMA node."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MachineFacts:
     """Cores, memory and flags that this process may use (container limits taken into account)."""
 
     num_cores: int
     """Physical cores this process may run on, cut to its CPU quota; at least 1."""
+    cores: tuple[CpuCore, ...] = ()
+    """The physical cores, by node; empty where the system does not name them."""
     memory_total_bytes: int
     """Memory this process may ever have: the machine's, or its container's limit where that is less."""
     memory_available_bytes: int

@@ -27,6 +27,13 @@ from xllm.config.pages import check_page_bytes, max_mappings, page_bytes_from
 from xllm.config.resolved import Decision, ResolvedEngineConfig
 from xllm.config.schema import format_bytes
 from xllm.config.serve import EngineConfig
+from xllm.config.threads import (
+    ThreadPlan,
+    choose_cores,
+    format_cpu_list,
+    num_step_cores,
+    plan_threads,
+)
 from xllm.types.kv_layout import KVLayout
 from xllm.types.pages import PageGeometry
 
@@ -70,7 +77,7 @@ class _Resolver:
         config = self.config
         device = self.device()
         dtype = self.dtype(device)
-        num_threads = self.num_threads(device, dtype)
+        num_threads, threads = self.num_threads(device, dtype)
         max_num_seqs = self.max_num_seqs(device)
         layout = self.layout(device, dtype, max_num_seqs)
         longest = self.longest(layout)
@@ -87,6 +94,7 @@ class _Resolver:
             device=device,
             dtype=dtype,
             num_threads=num_threads,
+            threads=threads,
             graphs=self.graphs(device),
             max_graph_tokens=config.runner.max_graph_tokens,
             kernels=config.runner.kernels,
@@ -158,11 +166,23 @@ class _Resolver:
         self.decide("model.dtype", "float32", "the checkpoint's")
         return "float32"
 
-    def num_threads(self, device: str, dtype: str) -> int:
+    def num_threads(self, device: str, dtype: str) -> tuple[int, ThreadPlan]:
+        cpu_set = self.config.runner.cpu_set
+        cores = choose_cores(self.machine, cpu_set)
+        num_threads = self.num_step_threads(device, dtype, num_step_cores(cores, self.machine.num_cores))
+        if device != "cpu" or self.is_timed:
+            return num_threads, ThreadPlan()
+        plan, reason = plan_threads(
+            cores, cpu_set=cpu_set, num_threads=num_threads, num_cores=self.machine.num_cores
+        )
+        if cpu_set == "auto":
+            self.decide("runner.cpu_set", format_cpu_list(plan.step_cpus) or "off", reason)
+        return num_threads, plan
+
+    def num_step_threads(self, device: str, dtype: str, cores: int) -> int:
         said = self.config.runner.num_threads
         if said is not None:
             return said
-        cores = self.machine.num_cores
         matrix_bytes = self.spec.mean_matrix_bytes(dtype)
         if device == "cpu" and not self.is_timed and cores > 1 and matrix_bytes < MIN_SHARED_MATRIX_BYTES:
             reason = (
@@ -171,7 +191,11 @@ class _Resolver:
             )
             self.decide("runner.num_threads", 1, reason)
             return 1
-        self.decide("runner.num_threads", cores, "physical cores this process may use")
+        is_all = cores == self.machine.num_cores
+        reason = "physical cores this process may use" + (
+            "" if is_all else ", but for those left to the rest"
+        )
+        self.decide("runner.num_threads", cores, reason)
         return cores
 
     def max_num_seqs(self, device: str) -> int:
@@ -371,6 +395,8 @@ class _Resolver:
             idle.append("kv_page_bytes has no effect with kv_layout paged: blocks are sized by block_size")
         if self.config.cache.kv_layout == "xtensor" and _was_said(sources, "cache.block_size"):
             idle.append("block_size has no effect with kv_layout xtensor: a block is a page (kv_page_bytes)")
+        if (device == "cuda" or self.is_timed) and _was_said(sources, "runner.cpu_set"):
+            idle.append("cpu_set has no effect here: no step runs on this machine's CPUs")
         if self.is_timed and _was_said(sources, "runner.graphs"):
             idle.append("graphs have no effect with a timed executor: no forward is run")
         if self.is_timed and _was_said(sources, "model.load_format"):

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from xllm.config.memory_plan import MemoryPlan
 from xllm.config.model_spec import ModelSpec
 from xllm.config.scheduler import SchedulingPolicy
+from xllm.config.threads import ThreadPlan
 from xllm.types.kv_layout import KVLayout
 from xllm.types.pages import PageGeometry
 
@@ -47,6 +48,8 @@ class ResolvedEngineConfig:
     """Number format of weights, activations and KV."""
     num_threads: int
     """Threads of a step on a CPU."""
+    threads: ThreadPlan
+    """The CPUs they run on."""
     graphs: Literal["off", "layers", "decode", "all"]
     """Which steps run as graphs."""
     max_graph_tokens: int

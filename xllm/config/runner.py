@@ -19,6 +19,10 @@ class RunnerConfig:
     """``cpu``, ``cuda`` or ``auto``: a GPU where there is one."""
     num_threads: int | None = opt(None, "--num-threads")
     """Threads of one step on a CPU; auto: the cores this process may use."""
+    cpu_set: str = opt("auto", "--cpu-set")
+    """CPUs of an engine. ``auto``: those it may use; where there are cores enough, each thread of a step is pinned to a
+    core of its own and everything else kept off these. ``off``: nothing is pinned. A list (``0-15,32``) or a NUMA node
+    (``node:1``): these only, and memory near them."""
     enforce_eager: bool = opt(False, "--enforce-eager", "--disable-cuda-graph")
     """Run every step operation by operation, never as a graph: the off switch of ``graphs``."""
     graphs: Graphs = "auto"
@@ -39,6 +43,7 @@ class RunnerConfig:
         threads = self.num_threads
         require(
             (
+                (self.cpu_set != "", "cpu_set is empty: use auto, off, a list of CPUs or node:N"),
                 (threads is None or threads >= 1, f"num_threads is {threads}: at least 1"),
                 (self.max_graph_tokens >= 1, f"max_graph_tokens is {self.max_graph_tokens}: at least 1"),
                 (

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from xllm import __version__
+from xllm.base.affinity import kept_affinity, set_affinity
 from xllm.base.clock import Clock, MonotonicClock
 from xllm.base.machine import gather_machine_facts
 from xllm.base.openmp import prepare_openmp
@@ -101,6 +102,8 @@ def build_engine(
         for warning in resolved.warnings:
             log.warning("%s", warning)
     executor, facts = _build_executor(resolved, on_phase, on_weights)
+    if resolved.threads.other_cpus:  # from here on this thread runs the event loop
+        set_affinity(resolved.threads.other_cpus)
     with measured("brain", on_phase):
         revision = config.model.revision or ""
         times, fit_file = _build_times(config, resolved, facts)
@@ -133,8 +136,16 @@ def _build_executor(
     resolved: ResolvedEngineConfig, on_phase: OnPhase, on_weights: OnWeights
 ) -> tuple[Executor, ExecutorFacts]:
     kind, _, profile = resolved.executor.partition(":")
-    prepare_openmp(resolved.num_threads, os.environ)
-    with measured("imports", on_phase):
+    threads = resolved.threads
+    if threads.process_cpus:
+        set_affinity(threads.process_cpus)
+    said = prepare_openmp(resolved.num_threads, os.environ, cpus=threads.step_cpus)
+    if said:
+        log.info(
+            "OpenMP: %s as the environment says", ", ".join(f"{name}={os.environ[name]}" for name in said)
+        )
+    # OpenMP pins the thread that loads it; that one is the event loop's, and loads weights before.
+    with measured("imports", on_phase), kept_affinity():
         build = EXECUTORS.load(kind)
     if kind == "timed":
         with measured("executor", on_phase):

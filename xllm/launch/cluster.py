@@ -16,9 +16,11 @@ from xllm import __version__
 from xllm.api.text_pipeline import TextPipeline
 from xllm.base.clock import MonotonicClock
 from xllm.base.event_loop import run_event_loop
+from xllm.base.machine import gather_machine_facts, query_gpu_facts
 from xllm.base.waits import WaitTable
 from xllm.config.cluster import ClusterConfig, InstanceConfig, RegistryConfig
 from xllm.config.serve import EngineConfig, ServeConfig
+from xllm.config.threads import split_cores
 from xllm.errors import ConfigError, RegistryError
 from xllm.launch.engine_process import EngineProcess
 from xllm.launch.local import run_edge
@@ -77,7 +79,7 @@ async def _serve(
     text: TextPipeline,
 ) -> int:
     waits = WaitTable()
-    private_dir = ""
+    private_dir, engines = "", give_own_cores(config.engine, num_instances)
     if not registry.url:
         private_dir = tempfile.mkdtemp(prefix="xllm-")
         registry = replace(registry, url=f"unix:{private_dir}/registry.sock")
@@ -87,7 +89,7 @@ async def _serve(
             starts: list[Callable[[], EngineProcess]] = [
                 partial(
                     EngineProcess.start,
-                    config.engine,
+                    engines[slot],
                     token=token,
                     registry=opened,
                     instance=InstanceConfig(id=f"engine-{slot}"),
@@ -118,6 +120,21 @@ async def _serve_registered(
     async with _opened(registry, waits, hosts=hosts_registry) as (store, opened):
         await _run(config, opened, cluster, text, store, token, waits, first_engine_s=None)
     return 0
+
+
+def give_own_cores(engine: EngineConfig, num_instances: int) -> list[EngineConfig]:
+    """The configuration of each engine: cores of its own where steps run on the CPU and nobody has said otherwise.
+
+    Without that every engine would start as many threads as there are cores, and they would wait for each other.
+    """
+    runner = engine.runner
+    is_open = runner.cpu_set == "auto" and runner.num_threads is None and engine.server.executor == "local"
+    is_cpu = runner.device == "cpu" or (runner.device == "auto" and query_gpu_facts() is None)
+    parts = split_cores(gather_machine_facts(), num_instances) if is_open and is_cpu else []
+    if not parts:
+        return [engine] * num_instances
+    log.info("each engine has CPUs of its own: %s", "; ".join(parts))
+    return [replace(engine, runner=replace(runner, cpu_set=part)) for part in parts]
 
 
 @asynccontextmanager

@@ -92,3 +92,12 @@ def test_gpu_facts_from_the_drivers_tool(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_tool_that_fails_means_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     fake_nvidia_smi(tmp_path, script, monkeypatch)
     assert query_gpu_facts(torch_version="2.13.0") is None
+
+
+@needs_affinity
+def test_cores_are_named_by_node(root: Path) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    write(root, "sys/devices/system/node/node1/cpulist", ",".join(map(str, allowed)))
+    cores = gather_machine_facts(root=root).cores
+    assert [cpu for core in cores for cpu in core.cpus] == allowed
+    assert all(len(core.cpus) <= 2 and core.node == 1 for core in cores)

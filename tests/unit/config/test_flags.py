@@ -16,6 +16,7 @@ FLAGS = [
     "--async-scheduling",
     "--block-size",
     "--chat-template",
+    "--cpu-set",
     "--device",
     "--dtype",
     "--early-rejection",

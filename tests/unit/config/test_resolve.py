@@ -59,6 +59,7 @@ def test_every_auto_is_decided_with_a_reason(small: ModelSpec) -> None:
     assert set(resolved.reasons) == {
         "runner.device",
         "runner.num_threads",
+        "runner.cpu_set",
         "runner.graphs",
         "model.dtype",
         "model.max_model_len",
@@ -92,7 +93,7 @@ def test_what_was_said_is_not_decided(small: ModelSpec) -> None:
     resolved = decide(
         small, machine(), device="cpu", dtype="float32", max_model_len=100, max_num_seqs=3, num_threads=1,
         max_num_batched_tokens=7, kv_cache_memory_bytes="64MiB", block_size=32,
-        async_scheduling=False, enforce_eager=True,
+        async_scheduling=False, enforce_eager=True, cpu_set="off",
     )  # fmt: skip
     assert resolved.decisions == ()
     assert (
