@@ -62,6 +62,11 @@ def tree(root: int) -> list[int]:
     return [pid for pid in found if _stat(pid)]
 
 
+def state(pid: int) -> str:
+    """R, S, D, T and so on; empty for a process that has gone."""
+    return next(iter(_stat(pid)), "")
+
+
 def pss_mb(pids: list[int]) -> float:
     """Memory of the processes, shared pages divided among those that share them."""
     total = 0

@@ -33,8 +33,10 @@ class Record:
         self.data["sessions"].append(dict(session))
 
     def add(self, kind: str, row: Row) -> None:
-        """Append one row to ``starts``, ``runs``, ``unloaded`` or ``trials``."""
+        """Append one row to ``starts``, ``runs``, ``unloaded`` or ``trials``; what works now is no longer skipped."""
         assert kind in KINDS, kind
+        for what in ("all", row.get("workload", kind)):
+            self.data["skipped"].pop(f"{row['system']} {what}", None)
         self.data[kind].append({"session": self.session, **row})
         self.write()
 

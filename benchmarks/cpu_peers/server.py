@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.cpu_peers.client import Answer, run_requests
-from benchmarks.cpu_peers.machine import pss_mb, tree
+from benchmarks.cpu_peers.machine import pss_mb, state, tree
 
 _POLL_S = 0.02
 _STOP_S = 15.0
@@ -51,10 +51,13 @@ class Server:
     def start(self, timeout_s: float) -> float:
         """Seconds from starting the process to the first token of a 16-token prompt. Raises ServerFailed."""
         begin = time.perf_counter()
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self.command, env=self._env, stdout=log, stderr=log, start_new_session=True
-            )
+        try:
+            with self.log.open("wb") as log:
+                self._process = subprocess.Popen(
+                    self.command, env=self._env, stdout=log, stderr=log, start_new_session=True
+                )
+        except OSError as exc:
+            raise ServerFailed(f"cannot be started: {exc}") from exc
         while time.perf_counter() < begin + timeout_s:
             answer = self._ask(max_tokens=1, timeout_s=timeout_s)
             if isinstance(answer, Answer):
@@ -71,9 +74,12 @@ class Server:
             raise ServerFailed(f"does not answer: {answer}: {self.log_tail()}")
 
     def freeze(self) -> None:
-        """Stop every process of the tree, parents first."""
+        """Stop every process of the tree, parents first; they stop when they are next scheduled, so wait for it."""
         for pid in self.pids:
             _signal(pid, signal.SIGSTOP)
+        deadline = time.perf_counter() + _STOP_S
+        while any(state(pid) not in "Tt" for pid in self.pids) and time.perf_counter() < deadline:
+            time.sleep(_POLL_S)
 
     def thaw(self) -> None:
         """Let every process of the tree go on."""
