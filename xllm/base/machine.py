@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from xllm.config.gemm_curve import curve_path, try_load_curve
 from xllm.config.machine_facts import CpuCore, GpuFacts, MachineFacts
 from xllm.config.threads import parse_cpu_list
 
@@ -33,14 +34,16 @@ def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/"))
         available = min(available, max(limit - used, 0))
     cpuinfo = _read(root / "proc/cpuinfo")
     cores = _cores(root, cpuinfo)
+    cpu_name = _cpu_value(cpuinfo, "model name")
     return MachineFacts(
         num_cores=_num_cores(root, cores),
         cores=cores,
         memory_total_bytes=total,
         memory_available_bytes=available,
         memory_limit_bytes=limit,
-        cpu_name=_cpu_value(cpuinfo, "model name"),
+        cpu_name=cpu_name,
         cpu_flags=frozenset((_cpu_value(cpuinfo, "flags") or _cpu_value(cpuinfo, "Features")).split()),
+        gemm=try_load_curve(curve_path(), cpu_name=cpu_name) if root == Path("/") else None,
         gpu=gpu,
         system_page_bytes=os.sysconf("SC_PAGE_SIZE"),
         max_map_count=_read_int(root / "proc/sys/vm/max_map_count") or DEFAULT_MAX_MAP_COUNT,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from xllm.config.gemm_curve import GemmCurve
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GpuFacts:
@@ -47,6 +49,8 @@ class MachineFacts:
     """The CPU's model name."""
     cpu_flags: frozenset[str] = frozenset()
     """Instruction sets, as the kernel names them."""
+    gemm: GemmCurve | None = None
+    """Measured rates of the CPU's products, or None where nobody measured them."""
     gpu: GpuFacts | None = None
     """The GPU, or None."""
     system_page_bytes: int = 4096

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from xllm.config.check import check
+from xllm.config.gemm_curve import CHUNK_S
 from xllm.config.load import DEFAULT, Source
 from xllm.config.machine_facts import MachineFacts
 from xllm.config.memory_plan import (
@@ -81,7 +82,7 @@ class _Resolver:
         max_num_seqs = self.max_num_seqs(device)
         layout = self.layout(device, dtype, max_num_seqs)
         longest = self.longest(layout)
-        max_num_batched_tokens = self.max_num_batched_tokens(device, max_num_seqs, longest)
+        max_num_batched_tokens = self.max_num_batched_tokens(device, dtype, max_num_seqs, longest)
         memory, num_blocks = self.memory(device, dtype, max_num_seqs, max_num_batched_tokens, longest, layout)
         max_model_len = self.max_model_len(num_blocks * layout.block_size)
         return ResolvedEngineConfig(
@@ -212,20 +213,31 @@ class _Resolver:
         self.decide("scheduler.max_num_seqs", usual, f"usual on {device}")
         return usual
 
-    def max_num_batched_tokens(self, device: str, max_num_seqs: int, longest: int) -> int:
+    def max_num_batched_tokens(self, device: str, dtype: str, max_num_seqs: int, longest: int) -> int:
         said = self.config.scheduler.max_num_batched_tokens
         if said is not None:
             return said
         key = "scheduler.max_num_batched_tokens"
-        usual = GPU_BATCHED_TOKENS if device == "cuda" else CPU_BATCHED_TOKENS
+        usual, reason = self.usual_batched_tokens(device, dtype)
         if not self.config.scheduler.enable_chunked_prefill and longest > usual:
             self.decide(key, longest, "max_model_len: without chunked prefill a prompt is one piece")
             return longest
         if max_num_seqs > usual:
             self.decide(key, max_num_seqs, "one token for each of max_num_seqs")
             return max_num_seqs
-        self.decide(key, usual, f"usual on {device}")
+        self.decide(key, usual, reason)
         return usual
+
+    def usual_batched_tokens(self, device: str, dtype: str) -> tuple[int, str]:
+        if device == "cuda":
+            return GPU_BATCHED_TOKENS, "usual on cuda"
+        curve = None if self.is_timed else self.machine.gemm
+        if curve is None or curve.dtype != dtype:
+            return CPU_BATCHED_TOKENS, "usual on cpu"
+        # The head is run for sampled rows only.
+        params = self.spec.num_active_params - self.spec.vocab_size * self.spec.hidden_size
+        tokens = curve.chunk_tokens(2.0 * params)
+        return tokens, f"a chunk of about {CHUNK_S:g} s at {curve.peak / 1e9:.0f} GFLOP/s measured here"
 
     def async_scheduling(self, device: str, num_threads: int) -> bool:
         said = self.config.scheduler.async_scheduling
@@ -268,7 +280,7 @@ class _Resolver:
         """How many blocks of this layout there would be."""
         trial = _Resolver(self.config, self.spec, self.machine)
         longest = trial.longest(layout)
-        budget = trial.max_num_batched_tokens(device, max_num_seqs, longest)
+        budget = trial.max_num_batched_tokens(device, dtype, max_num_seqs, longest)
         return trial.memory(device, dtype, max_num_seqs, budget, longest, layout)[1]
 
     def pages(self, layout: KVLayout, max_num_seqs: int, max_model_len: int) -> PageGeometry | None:
