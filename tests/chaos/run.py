@@ -67,14 +67,20 @@ async def _strike_all(world: World, load: Load, watch: Watch, options: ChaosOpti
     began_s = time.monotonic()
     faults = Faults(world)
     tasks: list[asyncio.Task[None]] = []
+    busy: set[str] = set()
 
     async def strike(fault: Fault) -> None:
         marks: list[Mark] = []
+        if fault.target in busy:  # a slow machine has not started it again yet
+            options.say(f"           ... left out: {fault.target} is still busy")
+            return
+        busy.add(fault.target)
         await faults.strike(
             fault,
             lambda: marks.append(watch.struck(fault, set(load.live))),
             lambda: watch.healed(marks[0]),
         )
+        busy.discard(fault.target)
 
     try:
         for fault in options.faults:
