@@ -3,9 +3,10 @@
     python benchmarks/chaos.py --seed 1 --minutes 10 [--json RESULT.json]
 
 Four timed engines, two service replicas and a real etcd as processes of this machine, a fault proxy on every link.
-Clients send streamed and whole requests (greedy, seeded, several choices, penalties, stops, log-probabilities) whose one
-right answer is known. In the first half each fault strikes alone, so that recovery times can be read; in the second half
-they overlap. Afterwards every engine must be empty. Status 1 when anything was lost, changed, repeated or left behind.
+Clients send streamed and whole requests (greedy, seeded, several choices, penalties, stops, log-probabilities) whose
+one right answer is known. In the first half each fault strikes alone, so that recovery times can be read; in the
+second half they overlap. Afterwards every engine must be empty. Status 1 when anything was lost, changed, repeated or
+left behind.
 
 ``--executor local`` runs the demo model in float32 in place of timed engines.
 """

@@ -57,7 +57,7 @@ async def run_chaos(directory: Path, options: ChaosOptions) -> dict[str, Any]:
         await watch.close()
         problems = [f"{name}: {load.books.outcomes[name]}" for name in FORBIDDEN if load.books.outcomes[name]]
         problems += await _leaks(world)
-        problems += _tracebacks(world)
+        problems += tracebacks(world)
         if load._tasks and not load.books.outcomes["right"]:
             problems.append("no call succeeded")
         return _report(world, load, watch, options, problems, settled_s)
@@ -104,7 +104,7 @@ async def _settle(world: World) -> float:
     await until(world.is_whole, "every replica sees every engine ready again")
 
     async def is_empty() -> bool:
-        return all(_held(reply) == {} for reply in (await world.engine_loads()).values())
+        return all(held(reply) == {} for reply in (await world.engine_loads()).values())
 
     try:
         await until(is_empty, "the engines hold nothing any more", 30.0)
@@ -113,7 +113,7 @@ async def _settle(world: World) -> float:
     return round(time.monotonic() - began_s, 1)
 
 
-def _held(reply: Any) -> dict[str, int]:
+def held(reply: Any) -> dict[str, int]:
     """What an engine without requests must not hold."""
     load = reply.load
     counts = {
@@ -128,8 +128,8 @@ def _held(reply: Any) -> dict[str, int]:
 async def _leaks(world: World) -> list[str]:
     found = []
     for name, reply in (await world.engine_loads()).items():
-        if _held(reply):
-            found.append(f"{name} still holds {_held(reply)}")
+        if held(reply):
+            found.append(f"{name} still holds {held(reply)}")
     for service in world.services:
         for row in await world.waits(service):
             if str(row.get("owner", "")).startswith(("request", "session")) or row.get("overdue"):
@@ -142,7 +142,7 @@ async def _leaks(world: World) -> list[str]:
     return found
 
 
-def _tracebacks(world: World) -> list[str]:
+def tracebacks(world: World) -> list[str]:
     found = []
     for process in world.processes.values():
         text = process.text

@@ -164,7 +164,7 @@ class World:
         ttl = f"registry.lease_ttl_s={self.options.lease_ttl_s:g}"
         return "--registry", f"etcd://{link.address}", "--set", ttl
 
-    def _executor_flags(self) -> tuple[str, ...]:
+    def executor_flags(self) -> tuple[str, ...]:
         if self.options.executor == "local":
             return "--dtype", "float32", "--device", "cpu", "--num-threads", "1"
         path = self.directory / "profile.json"
@@ -176,7 +176,7 @@ class World:
         port = self._ports[name] = free_port()
         link = self.engine_links[name] = await self._proxy(f"127.0.0.1:{port}")
         args = (
-            "engine", self.options.model, *self._executor_flags(), *await self._registry_flags(name),
+            "engine", self.options.model, *self.executor_flags(), *await self._registry_flags(name),
             "--instance-id", name, "--endpoint", f"127.0.0.1:{port}", "--advertise", link.address,
             "--rpc-token", TOKEN, "--num-gpu-blocks-override", "4096",
         )  # fmt: skip

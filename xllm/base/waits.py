@@ -159,12 +159,15 @@ def install_dump_signal(
     write: Callable[[str], object] | None = None,
     loop: asyncio.AbstractEventLoop | None = None,
 ) -> None:
-    """Write :func:`format_process_state` on SIGUSR1; call from the main thread, with the loop where there
-    is one."""
+    """Write :func:`format_process_state` (with a loop also how many tasks it has) on SIGUSR1; call from the main
+    thread."""
     emit = write or sys.stderr.write
 
     def dump() -> None:
-        emit(format_process_state(table) + "\n")
+        text = format_process_state(table)
+        if loop is not None:
+            text += f"\n== loop ==\n{len(asyncio.all_tasks(loop))} asyncio tasks"
+        emit(text + "\n")
 
     if loop is not None:
         loop.add_signal_handler(signal.SIGUSR1, dump)

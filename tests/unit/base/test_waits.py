@@ -126,3 +126,4 @@ def test_sigusr1_writes_the_state(has_loop: bool) -> None:
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert "edge: a socket" in written[0]
+    assert ("1 asyncio tasks" in written[0]) == has_loop

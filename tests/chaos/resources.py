@@ -1,0 +1,63 @@
+"""What a process holds: memory, descriptors, threads, asyncio tasks; and how a series of figures grows."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.processes import Process
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TASKS = re.compile(r"^(\d+) asyncio tasks$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Holding:
+    """One process at one moment."""
+
+    rss_mib: float
+    num_fds: int
+    num_sockets: int
+    num_threads: int
+    num_tasks: int
+
+
+async def measure(process: Process, timeout_s: float = 20.0) -> Holding:
+    """Ask the kernel, and the process itself (SIGUSR1) for its tasks."""
+    root = Path(f"/proc/{process.pid}")
+    links = [os.readlink(entry) for entry in _existing(root / "fd")]
+    before = len(_TASKS.findall(process.text))
+    process.send(signal.SIGUSR1)
+    found: list[str] = []
+    async with asyncio.timeout(timeout_s):
+        while len(found) <= before:
+            await asyncio.sleep(0.05)
+            found = _TASKS.findall(process.text)
+    return Holding(
+        rss_mib=int((root / "statm").read_text().split()[1]) * PAGE_BYTES / 2**20,
+        num_fds=len(links),
+        num_sockets=sum(link.startswith("socket:") for link in links),
+        num_threads=len(list((root / "task").iterdir())),
+        num_tasks=int(found[-1]),
+    )
+
+
+def _existing(directory: Path) -> list[Path]:
+    return [entry for entry in directory.iterdir() if entry.is_symlink() and os.path.lexists(entry)]
+
+
+def slope_per_minute(times_s: Sequence[float], values: Sequence[float]) -> float:
+    """Theil-Sen: the median of the slopes of all pairs, which single peaks do not move."""
+    slopes = [
+        60.0 * (values[j] - values[i]) / (times_s[j] - times_s[i])
+        for i in range(len(values))
+        for j in range(i + 1, len(values))
+        if times_s[j] > times_s[i]
+    ]
+    return statistics.median(slopes) if slopes else 0.0
