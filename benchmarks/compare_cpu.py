@@ -1,7 +1,7 @@
 """xLLM against vLLM-CPU, llama.cpp, OpenVINO GenAI and transformers on this CPU, all over HTTP with one client.
 
     python benchmarks/compare_cpu.py [--systems xllm,vllm,llamacpp,openvino,transformers] [--workloads start,W1,...,W6]
-                                     [--rounds N] [--minutes 60] [--kv-gb 4] [--work out/compare_cpu]
+                                     [--rounds N] [--minutes 60] [--kv-gb 2] [--work out/compare_cpu]
     python benchmarks/compare_cpu.py --table
 
 Installs each peer in a virtual environment of its own under --work (some 7 GB), makes the same
@@ -53,7 +53,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--slow-rounds", type=int, default=3, help="for systems whose run takes above 40 s")
     parser.add_argument("--minutes", type=float, default=120.0, help="begin no run that would end later")
     parser.add_argument("--w6-requests", type=int, default=WORKLOADS["W6"].num_prompts)
-    parser.add_argument("--kv-gb", type=int, default=4, help="memory for KV, the same for every system")
+    parser.add_argument("--kv-gb", type=int, default=2, help="memory for KV, the same for every system")
     parser.add_argument("--max-foreign", type=float, default=0.25, help="CPUs used by others during a run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--xllm-arg", action="append", default=[], help="one more argument for xllm serve")

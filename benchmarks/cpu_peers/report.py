@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.cpu_peers.systems import OURS, PEERS, TITLES
+from benchmarks.cpu_peers.systems import KV_BYTES_PER_TOKEN, OURS, PEERS, TITLES
 from benchmarks.cpu_peers.workloads import WORKLOADS
 
 _SYSTEMS = (OURS, *PEERS)
 _LOW_GB_S, _HIGH_GB_S = 60.0, 70.0
-# Of the 0.6B checkpoint in bfloat16: bytes every decode step reads, and bytes of KV per token.
+# Of the 0.6B checkpoint in bfloat16: every decode step reads them.
 _WEIGHT_BYTES = 1.192e9
-_KV_BYTES = 28 * 2 * 8 * 128 * 2
 
 Data = dict[str, Any]
 Row = dict[str, Any]
@@ -145,7 +144,7 @@ def read_gb_per_s(row: Row) -> float:
     """What a run of W1 read per second while decoding: weights and KV, from its TPOT."""
     workload = WORKLOADS["W1"]
     context = workload.prompt_tokens + workload.output_tokens / 2
-    return (_WEIGHT_BYTES + context * _KV_BYTES) / row["tpot_ms"] / 1e6
+    return (_WEIGHT_BYTES + context * KV_BYTES_PER_TOKEN) / row["tpot_ms"] / 1e6
 
 
 def _bandwidth_notes(data: Data) -> Iterable[str]:

@@ -1,6 +1,6 @@
 """transformers' `generate` behind HTTP. Runs in transformers' environment.
 
-    python shim_transformers.py MODEL --port 8104
+    python shim_transformers.py MODEL --port 8104 --kv-tokens 18000
 
 `transformers serve` refuses prompts of token ids and has no `ignore_eos`, so lengths could not be held
 equal. Requests that wait together and are alike in length run as one static batch, at most 64; others wait
@@ -48,7 +48,7 @@ def run_batch(model: Any, server: ShimServer, batch: list[Request], waiting: lis
         server.finish(request)
 
 
-def serve(model: Any, server: ShimServer) -> None:
+def serve(model: Any, server: ShimServer, kv_tokens: int) -> None:
     waiting: list[Request] = []
     while True:
         waiting += server.poll(0.0 if waiting else None)
@@ -63,7 +63,8 @@ def serve(model: Any, server: ShimServer) -> None:
             for request in waiting
             if len(request.prompt) == len(first.prompt) and request.max_tokens == first.max_tokens
         ]
-        batch = alike[:_MAX_BATCH]
+        fitting = max(1, kv_tokens // (len(first.prompt) + first.max_tokens))
+        batch = alike[: min(_MAX_BATCH, fitting)]
         waiting = [request for request in waiting if request not in batch]
         run_batch(model, server, batch, waiting)
 
@@ -73,13 +74,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--kv-tokens", type=int, required=True, help="tokens a batch may hold")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(
         args.model, dtype=torch.bfloat16, attn_implementation="sdpa"
     ).eval()
-    serve(model, ShimServer(args.port, args.model))
+    serve(model, ShimServer(args.port, args.model), args.kv_tokens)
 
 
 if __name__ == "__main__":

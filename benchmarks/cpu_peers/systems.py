@@ -25,6 +25,7 @@ TITLES = {
 }
 _PORTS = {OURS: 8170, **{name: 8171 + index for index, name in enumerate(PEERS)}}
 _MAX_TOKENS = 8192
+KV_BYTES_PER_TOKEN = 28 * 2 * 8 * 128 * 2  # of the 0.6B model in bfloat16
 _HERE = Path(__file__).resolve().parent
 
 
@@ -102,15 +103,21 @@ def _vllm(workload: Workload, s: Settings) -> Launch:
 
 def _llamacpp(workload: Workload, s: Settings) -> Launch:
     model = s.gguf(workload.model)
-    # Bytes per token of the 0.6B model: the number of cells is what 'kv_gb' holds of it.
-    cells = s.kv_gb * 2**30 // (28 * 2 * 8 * 128 * 2) // 1024 * 1024
+    slots, cells = llamacpp_slots(workload, s.kv_gb)
     threads = str(s.threads)
     command = (
         str(s.work / "llama-server"), "-m", str(model), "--alias", "m", "--port", str(_PORTS["llamacpp"]),
-        "-t", threads, "-tb", threads, "-np", str(workload.slots), "-c", str(cells), "--no-warmup",
+        "-t", threads, "-tb", threads, "-np", str(slots), "-c", str(cells), "--no-warmup",
         "--cache-ram", "0",
     )  # fmt: skip
     return Launch(command, {}, _PORTS["llamacpp"], model, _memory_mb(workload, s, 1800))
+
+
+def llamacpp_slots(workload: Workload, kv_gb: int) -> tuple[int, int]:
+    """Slots and KV cells: as many of the wanted slots as the memory holds, as each keeps all of its own tokens."""
+    cells = kv_gb * 2**30 // KV_BYTES_PER_TOKEN // 256 * 256
+    needed = -(-(workload.prompt_tokens + workload.output_tokens + 1) // 256) * 256
+    return max(1, min(workload.slots, cells // needed)), cells
 
 
 def _openvino(workload: Workload, s: Settings) -> Launch:
@@ -126,7 +133,8 @@ def _transformers(workload: Workload, s: Settings) -> Launch:
     model = s.models[workload.model]
     command = (
         str(s.python("transformers")), str(_HERE / "shim_transformers.py"), str(model), "--port",
-        str(_PORTS["transformers"]), "--threads", str(s.threads),
+        str(_PORTS["transformers"]), "--threads", str(s.threads), "--kv-tokens",
+        str(s.kv_gb * 2**30 // KV_BYTES_PER_TOKEN),
     )  # fmt: skip
     return Launch(command, {}, _PORTS["transformers"], model, 4500 if workload.model == "0.6b" else 1500)
 

@@ -17,7 +17,7 @@ from benchmarks.cpu_peers.fleet import metrics
 from benchmarks.cpu_peers.machine import busy_s, own_s, pss_mb, tree
 from benchmarks.cpu_peers.rounds import Targets
 from benchmarks.cpu_peers.server import Server, ServerFailed
-from benchmarks.cpu_peers.systems import OURS, PEERS, Settings, launch
+from benchmarks.cpu_peers.systems import OURS, PEERS, Settings, launch, llamacpp_slots
 from benchmarks.cpu_peers.workloads import WORKLOADS, make_prompts, poisson_times_s, select
 from xllm.bench.startup import free_port
 
@@ -222,6 +222,15 @@ def test_every_system_gets_the_same_model_and_a_port_of_its_own(system: str, tmp
     assert str(first.port) in first.command
     ports = {launch(name, WORKLOADS["W1"], settings).port for name in (OURS, *PEERS)}
     assert len(ports) == 5
+
+
+def test_llamacpp_gets_as_many_slots_as_its_memory_holds() -> None:
+    for name, workload in WORKLOADS.items():
+        slots, cells = llamacpp_slots(workload, 2)
+        assert cells // slots >= workload.prompt_tokens + workload.output_tokens, name
+        assert cells * 114_688 <= 2 * 2**30
+    assert [llamacpp_slots(WORKLOADS[name], 2)[0] for name in ("W1", "W2", "W3", "W4")] == [1, 16, 14, 64]
+    assert llamacpp_slots(WORKLOADS["W3"], 4)[0] == 29
 
 
 ECHO = """
