@@ -96,6 +96,30 @@ def test_a_steps_threads_stay_on_the_cpus_they_were_given(small_model: Callable[
         process.close()
 
 
+def test_without_a_compiler_it_serves_the_same_and_says_once_what_that_costs(
+    small_model: Callable[[str], SmallModel], tmp_path: Path
+) -> None:
+    model = small_model("qwen3")
+    said = {
+        "model": str(model.path),
+        "dtype": "float32",
+        "device": "cpu",
+        "num_threads": 1,
+        "max_model_len": 512,
+        "num_gpu_blocks_override": 200,
+    }
+    lines: list[str] = []
+    env = {"PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = EngineProcess.start(load_arguments(said).engine(), sink=lines.append, env=env)
+    try:
+        asyncio.run(_compare(process, model))
+    finally:
+        process.close()
+    told = [line for line in lines if " W engine" in line and "CPU kernels" in line]
+    assert len(told) == 1, told
+    assert all(word in told[0] for word in ("no C++ compiler", "torch's own operations", "slower", "g++"))
+
+
 def _affinity(pid: int, thread: int) -> set[int]:
     lines = Path(f"/proc/{pid}/task/{thread}/status").read_text().splitlines()
     text = next(line for line in lines if line.startswith("Cpus_allowed_list:"))

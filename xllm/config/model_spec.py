@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from xllm.config.model_json import JsonReader, read_json_object
 from xllm.types.kv_layout import DTYPE_BYTES, KVLayout, build_attention_layout
@@ -268,13 +269,11 @@ def _architecture(reader: JsonReader) -> str:
 def _refuse_unbuilt(reader: JsonReader) -> None:
     raw = reader.raw
     if raw.get("quantization_config"):
-        method = (
-            raw["quantization_config"].get("quant_method")
-            if isinstance(raw["quantization_config"], dict)
-            else ""
-        )
+        scheme = _quantization_scheme(raw["quantization_config"])
         raise reader.error(
-            "quantization_config", f"quantised checkpoints ({method}) are not built", hint="use bf16"
+            "quantization_config",
+            f"the checkpoint is quantised ({scheme}); quantised checkpoints are not built",
+            hint="use the model's bfloat16, float16 or float32 checkpoint",
         )
     if raw.get("hidden_act", "silu") not in ("silu", "swish"):
         raise reader.error("hidden_act", "is not silu")
@@ -282,6 +281,24 @@ def _refuse_unbuilt(reader: JsonReader) -> None:
         raise reader.error("partial_rotary_factor", "is not 1.0")
     if raw.get("is_encoder_decoder"):
         raise reader.error("is_encoder_decoder", "only decoder-only models are built")
+
+
+def _quantization_scheme(said: Any) -> str:
+    """The method and what else tells schemes apart, as the checkpoint names it."""
+    if not isinstance(said, dict):
+        return str(said)[:100]
+    keys = (
+        "format",
+        "fmt",
+        "bits",
+        "w_bit",
+        "group_size",
+        "load_in_8bit",
+        "load_in_4bit",
+        "weight_block_size",
+    )
+    details = [f"{key} {said[key]}" for key in keys if said.get(key) not in (None, False)]
+    return ", ".join([str(said.get("quant_method") or "method not named"), *details])[:200]
 
 
 def _read_dtype(reader: JsonReader) -> str:

@@ -125,7 +125,16 @@ def test_moe_layers(tmp_path: Path) -> None:
         (dict(architectures=["GPT2LMHeadModel"]), ["GPT2LMHeadModel", *FAMILIES]),
         (dict(architectures=["X"], auto_map={"AutoModel": "x.Y"}), ["auto_map", "never"]),
         (dict(architectures="absent"), ["architectures"]),
-        (dict(quantization_config={"quant_method": "gptq"}), ["quantization_config", "gptq"]),
+        (
+            dict(quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128, "x": [1]}),
+            ["quantization_config", "gptq, bits 4, group_size 128", "bfloat16"],
+        ),
+        (
+            dict(quantization_config={"quant_method": "fp8", "fmt": "e4m3"}),
+            ["quantised (fp8, fmt e4m3)"],
+        ),
+        (dict(quantization_config={"bits": 8}), ["method not named, bits 8"]),
+        (dict(quantization_config="int8"), ["(int8)"]),
         (dict(hidden_act="gelu"), ["hidden_act", "gelu"]),
         (dict(rope_scaling=dict(type="longrope", factor=2)), ["longrope", "rope_scaling", "yarn"]),
         (dict(rope_scaling=dict(type="linear")), ["rope_scaling.factor"]),

@@ -22,6 +22,7 @@ from xllm.engine.platform.native_build import (
     default_cache_dir,
     read_cpu_flags,
     usable_variants,
+    what_is_lacking,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -133,12 +134,12 @@ def native_library(variant: str = "") -> NativeLibrary | None:
         library = NativeLibrary(path, wanted)
     except (NativeBuildError, OSError) as exc:
         _LOG.warning(
-            "CPU kernels are not built (%s): serving with torch's own operations, several times slower; "
-            "install g++ for the fast ones",
+            "CPU kernels are not built (%s): serving with torch's own operations, correct but slower (see "
+            "docs/concepts/cpu-kernels.md for how much); install g++ for the fast ones",
             exc,
         )
         return None
     _LOG.info("CPU kernels: %s (%s)", wanted, path)
-    if wanted != "avx512_bf16":
-        _LOG.warning("CPU kernels: this CPU has no bf16 dot products; steps in bfloat16 are slower for it")
+    if lacking := what_is_lacking(usable[0]):
+        _LOG.warning("CPU kernels: %s", lacking)
     return library

@@ -35,6 +35,17 @@ VARIANTS: Mapping[str, tuple[frozenset[str], tuple[str, ...]]] = {
 """From best to last: CPU flags a variant needs, compiler flags it is built with."""
 
 
+_COSTS: Mapping[str, str] = {
+    "avx512_bf16": "",
+    "avx512": "this CPU has no bf16 dot products (avx512_bf16): a bfloat16 checkpoint is run in float32, so that each"
+    " token reads twice the bytes of weights and cache, and prompts are multiplied in float32",
+    "avx2": "this CPU has no AVX-512: vectors are half as wide, and a bfloat16 checkpoint is run in float32, so that"
+    " each token reads twice the bytes of weights and cache",
+    "portable": "this CPU has neither AVX-512 nor AVX2 (or others than are known here): the compiler's plain vectors,"
+    " and a bfloat16 checkpoint is run in float32, so that each token reads twice the bytes of weights and cache",
+}
+
+
 class NativeBuildError(Exception):
     """The kernels cannot be built here; says why. Never leaves this room: the reference kernels serve instead."""
 
@@ -42,6 +53,11 @@ class NativeBuildError(Exception):
 def usable_variants(cpu_flags: frozenset[str]) -> tuple[str, ...]:
     """Variants this CPU can run, best first."""
     return tuple(name for name, (needed, _) in VARIANTS.items() if needed <= cpu_flags)
+
+
+def what_is_lacking(best_variant: str) -> str:
+    """What the CPU whose best variant this is lacks, and what that costs; empty when nothing."""
+    return _COSTS[best_variant]
 
 
 def read_cpu_flags() -> frozenset[str]:
