@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <sys/mman.h>
 #include "attention.h"
+#include "moe.h"
 #include "parts.h"
 #include "sampling.h"
 
@@ -10,59 +11,40 @@
 
 template <typename F> static void with_type(int type, F f) { if (type) f(bf16()); else f(float()); }
 
-struct AttentionPlan { std::vector<Unit> units; int64_t step = 0; long slots = 0, window = -1; std::vector<float> partial; std::vector<long> firsts; };
-static thread_local AttentionPlan attention_plan;
+static thread_local AttentionPlan attention_plans[2]; // of layers without and with a window
 template <typename T> static Scratch<T> &scratch() { static thread_local Scratch<T> s; return s; }
 
-// step: names the rows of a step; layers with the same rows and window share a plan. 0 = never.
-static void plan_attention(const AttentionArgs &a, int type, int64_t step) {
-    AttentionPlan &plan = attention_plan;
-    if (step && plan.step == step && plan.window == a.window) return;
-    plan.step = step;
-    plan.units.clear(); plan.firsts.clear(); plan.window = a.window;
-    with_type(type, [&](auto t) {
-        Attention<decltype(t)> attention(a);
-        attention.plan(plan.units, plan.slots);
-        plan.partial.resize(plan.slots * attention.row_capacity() * (attention.wide + 2));
-    });
-    std::stable_sort(plan.units.begin(), plan.units.end(), [](const Unit &x, const Unit &y) { return x.cost > y.cost; });
-    long at = 0;
-    std::vector<long> by_slot(plan.slots);
-    for (const Unit &u : plan.units) { if (u.slot >= 0) by_slot[u.slot] = at; at++; }
-    for (long slot = 0; slot < plan.slots; slot++) { // the first slot of every split unit
-        const Unit &u = plan.units[by_slot[slot]];
-        const Unit *before = slot ? &plan.units[by_slot[slot - 1]] : nullptr;
-        if (!before || before->seq != u.seq || before->head != u.head || before->first != u.first) plan.firsts.push_back(by_slot[slot]);
-    }
+static AttentionPlan &planned(const AttentionArgs &a, int64_t step) {
+    AttentionPlan &plan = attention_plans[a.window != 0];
+    plan_attention(a, plan, step);
+    return plan;
 }
 
-// Inside a parallel region; ends with a barrier.
-template <typename T> static void attend(const AttentionArgs &a, AttentionPlan &plan) {
-    Attention<T> attention(a);
+// Inside a parallel region; ends with a barrier. A thread knows its next job while it does one.
+template <typename T> static void attend(const AttentionArgs &a, AttentionPlan &plan, int id, int nt) {
+    const Attention<T> attention(a, plan);
     Scratch<T> &s = scratch<T>();
     s.prepare(attention.row_capacity(), a.head_dim);
-    const long count = plan.units.size(), splits = plan.firsts.size();
-#pragma omp for schedule(dynamic, 1)
-    for (long i = 0; i < count; i++) attention.run(s, plan.units[i], plan.partial.data());
-    if (splits) {
-#pragma omp for schedule(dynamic, 1)
-        for (long i = 0; i < splits; i++) {
-            const long begin = plan.firsts[i];
-            Unit u = plan.units[begin];
-            long parts = 1;
-            for (const Unit &o : plan.units) parts += o.slot > u.slot && o.seq == u.seq && o.head == u.head && o.first == u.first;
-            attention.gather(s, u, parts, plan.partial.data());
+    for (Phase &phase : plan.phases) {
+        const long count = phase.jobs.size();
+        for (long mine = id; mine < count;) {
+            const long next = nt + phase.taken++;
+            attention.run(s, phase.jobs[mine], next < count ? &phase.jobs[next] : nullptr);
+            mine = next;
         }
+#pragma omp barrier
     }
 }
 
-struct LayerArgs { // weights of one dense layer, packed where they are matrices; absent parts are null
+struct LayerArgs { // weights of one layer, packed where they are matrices; absent parts are null
     const void *attention_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *out, *out_bias, *mlp_norm, *gate_up, *gate_up_bias, *down, *down_bias;
     int64_t hidden, intermediate;
+    const MoeArgs *moe; // instead of gate_up and down
     float eps;
 };
+static MoeWork &moe_work() { static thread_local MoeWork work; return work; }
 
-template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, AttentionArgs att, float *x, int threads) {
+template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, AttentionArgs att, AttentionPlan &plan, float *x, int threads) {
     static thread_local std::vector<char> memory;
     const long n = heads.num_tokens, d = l.hidden, q_width = heads.heads * heads.head_dim, width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
     auto rounded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
@@ -75,7 +57,8 @@ template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, Att
     T *up = (T *)(p + h_bytes), *act = (T *)(p + h_bytes + up_bytes);
     heads.qkv = qkv; heads.q = q; heads.q_norm = l.q_norm; heads.k_norm = l.k_norm; heads.eps = l.eps;
     att.q = q; att.q_stride = q_width; att.out = out;
-    AttentionPlan &plan = attention_plan;
+    MoeWork *work = &moe_work(); // of the calling thread
+    if (l.moe) work->prepare(*l.moe, n, sizeof(T));
 #pragma omp parallel num_threads(threads)
     {
         const int id = omp_get_thread_num(), nt = omp_get_num_threads();
@@ -85,16 +68,20 @@ template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, Att
 #pragma omp barrier
         heads_share<T>(heads, id, nt);
 #pragma omp barrier
-        attend<T>(att, plan);
+        attend<T>(att, plan, id, nt);
         linear_share(out, n, (const T *)l.out, d, q_width, (const T *)l.out_bias, x, ADD_TO, id, nt);
 #pragma omp barrier
         rms_norm_share(x, n, 1, d, (const T *)l.mlp_norm, d, l.eps, h, id, nt);
 #pragma omp barrier
-        linear_share(h, n, (const T *)l.gate_up, 2 * l.intermediate, d, (const T *)l.gate_up_bias, up, WRITE, id, nt);
+        if (l.moe) {
+            moe<T, float>(*l.moe, *work, h, n, x, ADD_TO, id, nt);
+        } else {
+            linear_share(h, n, (const T *)l.gate_up, 2 * l.intermediate, d, (const T *)l.gate_up_bias, up, WRITE, id, nt);
 #pragma omp barrier
-        silu_mul_share(up, n, l.intermediate, act, id, nt);
+            silu_mul_share(up, n, l.intermediate, act, id, nt);
 #pragma omp barrier
-        linear_share(act, n, (const T *)l.down, d, l.intermediate, (const T *)l.down_bias, x, ADD_TO, id, nt);
+            linear_share(act, n, (const T *)l.down, d, l.intermediate, (const T *)l.down_bias, x, ADD_TO, id, nt);
+        }
     }
 }
 
@@ -185,19 +172,29 @@ void xllm_heads(int type, const HeadsArgs *args, int threads) {
 }
 
 void xllm_attention(int type, const AttentionArgs *args, int64_t step, int threads) {
-    plan_attention(*args, type, step);
-    AttentionPlan &plan = attention_plan;
+    AttentionPlan &plan = planned(*args, step);
     with_type(type, [&](auto t) {
         typedef decltype(t) T;
 #pragma omp parallel num_threads(threads)
-        attend<T>(*args, plan);
+        attend<T>(*args, plan, omp_get_thread_num(), omp_get_num_threads());
     });
 }
 
-// One whole dense layer over the float32 residual stream x [T][hidden].
+// x [tokens][hidden] -> out [tokens][hidden]
+void xllm_moe(int type, const MoeArgs *args, const void *x, int64_t tokens, void *out, int threads) {
+    MoeWork &work = moe_work();
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+        work.prepare(*args, tokens, sizeof(T));
+#pragma omp parallel num_threads(threads)
+        moe<T, T>(*args, work, (const T *)x, tokens, (T *)out, WRITE, omp_get_thread_num(), omp_get_num_threads());
+    });
+}
+
+// One whole layer over the float32 residual stream x [T][hidden].
 void xllm_layer(int type, const LayerArgs *args, const HeadsArgs *heads, const AttentionArgs *attention, float *x, int64_t step, int threads) {
-    plan_attention(*attention, type, step);
-    with_type(type, [&](auto t) { layer<decltype(t)>(*args, *heads, *attention, x, threads); });
+    AttentionPlan &plan = planned(*attention, step);
+    with_type(type, [&](auto t) { layer<decltype(t)>(*args, *heads, *attention, plan, x, threads); });
 }
 
 // x float32 [rows][dim] -> out of the type of the weight

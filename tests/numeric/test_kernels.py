@@ -101,16 +101,18 @@ def test_moe(name: str, dtype: torch.dtype, norm: bool, num_tokens: int) -> None
             hidden = gate_up[e].double() @ x[t].double()
             gate, up = hidden[:inner], hidden[inner:]
             expected[t] += weight * (down[e].double() @ (gate * torch.sigmoid(gate) * up))
-    check(load(name)(x, router, gate_up, down, top_k, norm), expected, dtype)
+    packed = [load(name.replace("moe.", "pack_experts."))(w) for w in (router, gate_up, down)]
+    check(load(name)(x, *packed, top_k, norm), expected, dtype)
 
 
 @pytest.mark.parametrize("name", rows_of("moe"))
 def test_moe_rows_are_independent(name: str) -> None:
     x, router = torch.randn(20, 16), torch.randn(6, 16)
     gate_up, down = torch.randn(6, 24, 16), torch.randn(6, 16, 12)
-    together = load(name)(x, router, gate_up, down, 2, True)
+    packed = [load(name.replace("moe.", "pack_experts."))(w) for w in (router, gate_up, down)]
+    together = load(name)(x, *packed, 2, True)
     for i in range(20):
-        alone = load(name)(x[i : i + 1], router, gate_up, down, 2, True)
+        alone = load(name)(x[i : i + 1], *packed, 2, True)
         torch.testing.assert_close(alone[0], together[i], rtol=1e-4, atol=1e-4)
 
 

@@ -28,6 +28,9 @@ KERNEL_TABLE: Registry[Any] = Registry(
         "rotary.reference": "xllm.engine.kernels.rotary.reference:rotary",
         "silu_mul.reference": "xllm.engine.kernels.silu_mul.reference:silu_mul",
         "moe.reference": "xllm.engine.kernels.moe.reference:moe",
+        "moe.native": "xllm.engine.kernels.moe.native:moe",
+        "pack_experts.reference": "xllm.engine.kernels.moe.reference:pack_experts",
+        "pack_experts.native": "xllm.engine.kernels.moe.native:pack_experts",
         "kv_write.reference": "xllm.engine.kernels.kv_write.reference:kv_write",
         "paged_attention.reference": "xllm.engine.kernels.paged_attention.reference:paged_attention",
         "contiguous_attention.reference": "xllm.engine.kernels.contiguous_attention.reference:contiguous_attention",
@@ -36,7 +39,7 @@ KERNEL_TABLE: Registry[Any] = Registry(
 
 PREFERENCE: Mapping[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("reference",)}
 """Per platform kind, implementations from best to last; the first that has a row and can run wins."""
-FOLLOWS: Mapping[str, str] = {"pack_weight": "linear"}
+FOLLOWS: Mapping[str, str] = {"pack_weight": "linear", "pack_experts": "moe"}
 """Operations that go with another one's choice."""
 
 
@@ -51,6 +54,8 @@ class Kernels:
     rotary: Kernel
     silu_mul: Kernel
     moe: Kernel
+    pack_experts: Kernel
+    """Once per stack of experts' weights after loading, for ``moe``."""
     kv_write: Kernel
     paged_attention: Kernel
     """Rows differ in what they are called with; each has its attention backend."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from xllm.config.model_spec import MoeSpec
+from xllm.engine.kernels.moe.native import PackedExperts
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source
 
@@ -16,22 +19,37 @@ class MoeMLP(nn.Module):
     def __init__(self, build: BuildContext, spec: MoeSpec, hidden_size: int) -> None:
         super().__init__()
         self._moe = build.kernels.moe
-        self._spec = spec
+        self._pack_experts = build.kernels.pack_experts
+        self.spec = spec
         experts, inner = spec.num_experts, spec.intermediate_size
         self.router = build.empty_parameter((experts, hidden_size))
         self.gate_up = build.empty_parameter((experts, 2 * inner, hidden_size))
         self.down = build.empty_parameter((experts, hidden_size, inner))
+        self.packed: tuple[Any, Any, Any] | None = None
+        """Router, gate-up and down as the kernel wants them; None before :meth:`pack`."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` -> ``[T, D]``."""
-        spec = self._spec
-        return self._moe(x, self.router, self.gate_up, self.down, spec.top_k, spec.norm_topk_prob)
+        weights = self.packed or (self.router, self.gate_up, self.down)
+        return self._moe(x, *weights, self.spec.top_k, self.spec.norm_topk_prob)
+
+    def pack(self) -> None:
+        """Bring the loaded weights into the kernel's order, one after another; the loaded copies are dropped."""
+        if self.packed is not None or any(width % 2 for width in self.down.shape[1:]):
+            return
+        packed = []
+        for name in ("router", "gate_up", "down"):
+            found = self._pack_experts(getattr(self, name).data)
+            if isinstance(found, PackedExperts):
+                setattr(self, name, nn.Parameter(found.data, requires_grad=False))
+            packed.append(found)
+        self.packed = (packed[0], packed[1], packed[2])
 
     def sources(self, name: str) -> list[Source]:
         """``name`` of the block in the checkpoint; one tensor per expert and projection."""
-        inner = self._spec.intermediate_size
+        inner = self.spec.intermediate_size
         found = [Source(self.router, f"{name}.gate.weight")]
-        for i in range(self._spec.num_experts):
+        for i in range(self.spec.num_experts):
             prefix = f"{name}.experts.{i}"
             found.append(Source(self.gate_up, f"{prefix}.gate_proj.weight", 0, inner, i))
             found.append(Source(self.gate_up, f"{prefix}.up_proj.weight", inner, inner, i))

@@ -17,6 +17,7 @@ from xllm.engine.layers.attention import SelfAttention
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.embedding import Embedding
 from xllm.engine.layers.linear import Linear
+from xllm.engine.layers.moe import MoeMLP
 from xllm.engine.layers.norm import RMSNorm
 from xllm.engine.layers.rotary import Rotary
 from xllm.engine.layers.sources import Source
@@ -130,7 +131,7 @@ class CausalLM(nn.Module):
     def pack(self) -> None:
         """Bring the loaded matrices into their kernels' order, one after another; the loaded copies are dropped."""
         for module in self.modules():
-            if isinstance(module, Linear):
+            if isinstance(module, Linear | MoeMLP):
                 module.pack()
         if self.head is not None:
             self.head.pack()

@@ -1,4 +1,4 @@
-"""NativeLayers: the layers of a dense model, each as one call of the CPU library.
+"""NativeLayers: the layers of a model, each as one call of the CPU library.
 
 Between the layers the residual stream stays in float32, whatever the dtype of the weights; inside a layer what leaves a
 product is rounded to that dtype once. Nothing is allocated per layer, and threads meet at barriers instead of being
@@ -7,15 +7,19 @@ started for every operation.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import nn
 
 from xllm.config.model_spec import ModelSpec
 from xllm.engine.attention import NativeAttention
 from xllm.engine.kernels.linear.native import PackedWeight
+from xllm.engine.kernels.moe.native import PackedExperts, moe_args
 from xllm.engine.kernels.paged_attention.native import attention_args
 from xllm.engine.layers.linear import Linear
 from xllm.engine.layers.mlp import GatedMLP
+from xllm.engine.layers.moe import MoeMLP
 from xllm.engine.layers.norm import RMSNorm
 from xllm.engine.memory import KVMemory
 from xllm.engine.models.decoder import CausalLM, DecoderLayer
@@ -99,21 +103,32 @@ class NativeLayers:
 
 
 def can_run_natively(model: CausalLM) -> bool:
-    """Whether every layer is a dense one with packed weights, and the model is whole."""
+    """Whether every layer is one the library knows, with packed weights, and the model is whole."""
     if model.embedding is None or model.norm is None or len(model.layers) != model.spec.num_layers:
         return False
     layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
-    if not all(isinstance(layer.mlp, GatedMLP) for layer in layers):
-        return False
+    for layer in layers:
+        mlp = layer.mlp
+        is_sparse = (
+            isinstance(mlp, MoeMLP) and mlp.packed is not None and isinstance(mlp.packed[0], PackedExperts)
+        )
+        if not (isinstance(mlp, GatedMLP) or is_sparse):
+            return False
     linears = [module for module in model.layers.modules() if isinstance(module, Linear)]
     return all(isinstance(linear.packed, PackedWeight) for linear in linears)
 
 
 def _layer_args(layer: nn.Module, spec: ModelSpec) -> LayerArgs:
-    assert isinstance(layer, DecoderLayer) and isinstance(layer.mlp, GatedMLP), "a dense layer"
+    assert isinstance(layer, DecoderLayer)
     attention, mlp = layer.attention, layer.mlp
-    args = LayerArgs(hidden=spec.hidden_size, intermediate=spec.intermediate_size, eps=spec.rms_norm_eps)
-    linears = {"qkv": attention.qkv, "out": attention.out, "gate_up": mlp.gate_up, "down": mlp.down}
+    args = LayerArgs(hidden=spec.hidden_size, eps=spec.rms_norm_eps)
+    linears = {"qkv": attention.qkv, "out": attention.out}
+    if isinstance(mlp, GatedMLP):
+        args.intermediate = spec.intermediate_size
+        linears |= {"gate_up": mlp.gate_up, "down": mlp.down}
+    else:
+        assert isinstance(mlp, MoeMLP) and mlp.packed is not None
+        args.moe = ctypes.pointer(moe_args(*mlp.packed, mlp.spec.top_k, mlp.spec.norm_topk_prob))
     for name, linear in linears.items():
         setattr(args, name, linear.packed.data.data_ptr())
         setattr(args, f"{name}_bias", None if linear.bias is None else linear.bias.data_ptr())

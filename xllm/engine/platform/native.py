@@ -50,8 +50,15 @@ class AttentionArgs(ctypes.Structure):
     _fields_ = [(name, c_void_p) for name in ("q", "k", "v", "out", "tables", "query_start", "seq_lens")]
     _fields_ += [(name, c_int64) for name in ("num_seqs", "table_stride", "heads", "kv_heads", "head_dim")]
     _fields_ += [(name, c_int64) for name in ("q_stride", "block_size", "block_stride", "head_stride")]
-    _fields_ += [(name, c_int64) for name in ("token_stride", "window", "split_below")]
+    _fields_ += [(name, c_int64) for name in ("token_stride", "window", "split_below", "are_shared")]
     _fields_ += [("scale", c_float)]
+
+
+class MoeArgs(ctypes.Structure):
+    """``struct MoeArgs`` of csrc/moe.h."""
+
+    _fields_ = [(name, c_void_p) for name in ("router", "gate_up", "down")]
+    _fields_ += [(name, c_int64) for name in ("hidden", "inner", "experts", "top_k", "is_normed")]
 
 
 class LayerArgs(ctypes.Structure):
@@ -64,7 +71,7 @@ class LayerArgs(ctypes.Structure):
             *("mlp_norm", "gate_up", "gate_up_bias", "down", "down_bias"),
         )
     ]
-    _fields_ += [("hidden", c_int64), ("intermediate", c_int64), ("eps", c_float)]
+    _fields_ += [("hidden", c_int64), ("intermediate", c_int64), ("moe", POINTER(MoeArgs)), ("eps", c_float)]
 
 
 _SIGNATURES = {
@@ -82,6 +89,7 @@ _SIGNATURES = {
     "xllm_silu_mul": (c_int, c_void_p, c_int64, c_int64, c_void_p, c_int),
     "xllm_heads": (c_int, POINTER(HeadsArgs), c_int),
     "xllm_attention": (c_int, POINTER(AttentionArgs), c_int64, c_int),
+    "xllm_moe": (c_int, POINTER(MoeArgs), c_void_p, c_int64, c_void_p, c_int),
     "xllm_layer": (
         *(c_int, POINTER(LayerArgs), POINTER(HeadsArgs), POINTER(AttentionArgs)),
         *(c_void_p, c_int64, c_int),

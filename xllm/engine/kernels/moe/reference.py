@@ -42,6 +42,11 @@ def moe(
     return out.to(x.dtype)
 
 
+def pack_experts(weight: torch.Tensor) -> torch.Tensor:
+    """The reference takes weights as they are."""
+    return weight
+
+
 def route(logits: torch.Tensor, top_k: int, norm_topk_prob: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Router logits ``[T, E]`` -> float32 weights and expert ids, ``[T, top_k]`` each."""
     weights, experts = torch.topk(torch.softmax(logits, dim=-1, dtype=torch.float32), top_k, dim=-1)

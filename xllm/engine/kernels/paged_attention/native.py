@@ -59,6 +59,7 @@ def attention_args(
         head_stride=strides.head,
         token_stride=strides.token,
         split_below=UNITS_PER_THREAD * num_threads if num_threads > 1 else 0,
+        are_shared=True,
     )
 
 
@@ -72,6 +73,7 @@ def paged_attention(
     window: int | None,
     *,
     split_below: int | None = None,
+    are_shared: bool = True,
 ) -> torch.Tensor:
     """Attend all rows.
 
@@ -84,6 +86,7 @@ def paged_attention(
         scale: factor of the scores.
         window: tokens a query sees, itself included; None = all before it.
         split_below: overrides when long rows are split; results do not depend on it.
+        are_shared: whether rows whose tables begin alike read those blocks once; results do not depend on it.
 
     Returns:
         ``[T, H, K]``.
@@ -101,5 +104,6 @@ def paged_attention(
     args.window, args.scale = window or 0, scale
     if split_below is not None:
         args.split_below = split_below
+    args.are_shared = are_shared
     library.lib.xllm_attention(TYPES[q.dtype], args, rows.key, threads)
     return out

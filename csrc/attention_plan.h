@@ -1,0 +1,185 @@
+// Which thread attends what: owners (rows of a sequence that are worked on together, per key/value head), jobs (keys of
+// an owner, or keys that several owners share), and phases (jobs that may run at the same time).
+//
+// Sequences whose block tables begin with the same blocks form a group: the keys of those blocks are read once for the
+// rows of all of them, before the rest of each. Groups form a tree of at most MAX_DEPTH levels, one phase each. What a
+// part of PART keys gave so far is kept in the owner's slots and continued from there, so an owner meets the same tiles
+// in the same order with or without a group.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <vector>
+#include "attention_tile.h"
+
+#define PART 1024
+#define UNIT_ROWS 128 // rows of a job, queries x heads of a group
+#define MAX_DEPTH 4
+#define MIN_SAVED_TILES 4 // reads of a tile that a deeper group must save
+
+struct AttentionArgs {
+    const void *q, *k, *v; void *out; // q and out: [T][heads][head_dim], q rows q_stride elements apart
+    const int32_t *tables; const int64_t *query_start, *seq_lens;
+    int64_t num_seqs, table_stride, heads, kv_heads, head_dim, q_stride;
+    int64_t block_size, block_stride, head_stride, token_stride; // of the pools, in elements
+    int64_t window; // 0 = none
+    int64_t split_below; // split long rows into parts when there are fewer jobs than this
+    int64_t are_shared; // whether common prefixes are read once; results do not depend on it
+    float scale;
+};
+
+struct Owner {
+    int64_t seq, head, first, count; // queries [first, first + count) of the sequence
+    int64_t slot = -1;               // where its parts' states begin, in floats; -1 = has none
+    int64_t done = 0;                // keys before this one are in the slots when its own turn comes
+    int64_t part_begin, part_end;
+};
+struct Job {
+    int64_t owners, num_owners; // in AttentionPlan::members
+    int64_t begin, end;         // keys, within one part unless it ends
+    bool ends;                  // merge all parts and write the output
+    int64_t cost;
+};
+struct Phase {
+    std::vector<Job> jobs;
+    std::atomic<long> taken{0};
+    Phase() = default;
+    Phase(Phase &&o) : jobs(std::move(o.jobs)) {}
+};
+
+struct AttentionPlan {
+    int64_t step = 0, window = -1;
+    std::vector<Owner> owners;
+    std::vector<int64_t> members;
+    std::vector<Phase> phases;
+    std::vector<float> slots;
+    int64_t num_shared = 0; // reads of tiles saved by groups, per head
+};
+
+class Planner {
+    const AttentionArgs &a;
+    AttentionPlan &plan;
+    const long group, wide;
+    std::vector<long> owner_of; // of head 0 of every sequence in a group; heads follow each other
+    std::vector<long> order, common; // sequences that may share, sorted by table; keys in common with the next one
+
+    long count_of(long s) const { return a.query_start[s + 1] - a.query_start[s]; }
+    long start_of(long s) const { return a.seq_lens[s] - count_of(s); }
+    const int32_t *table_of(long s) const { return a.tables + s * a.table_stride; }
+    long rows_of(const Owner &o) const { return o.count * group; }
+    long slot_size(const Owner &o) const { return rows_of(o) * (wide + 2); }
+
+    void give_slots(Owner &o, long &floats) const { o.slot = floats; floats += (o.part_end - o.part_begin) * slot_size(o); }
+
+    void add_owners() {
+        const long queries = std::max(UNIT_ROWS / group, 1L);
+        for (long s = 0; s < a.num_seqs; s++) {
+            owner_of.push_back(plan.owners.size());
+            for (long first = 0; first < count_of(s); first += queries) {
+                const long n = std::min(queries, count_of(s) - first), end = start_of(s) + first + n;
+                const long low = a.window ? std::max(start_of(s) + first - a.window + 1, 0L) : 0;
+                for (long h = 0; h < a.kv_heads; h++) {
+                    Owner o; o.seq = s; o.head = h; o.first = first; o.count = n; o.part_begin = low / PART; o.part_end = (end - 1) / PART + 1;
+                    plan.owners.push_back(o);
+                }
+            }
+        }
+    }
+
+    void find_common() {
+        long longest = 0;
+        for (long s = 0; s < a.num_seqs; s++) longest = std::max(longest, (long)a.seq_lens[s]);
+        if (!a.are_shared || (a.window && longest > a.window)) return;
+        for (long s = 0; s < a.num_seqs; s++) // rows enough of its own make a tile cheap
+            if (count_of(s) > 0 && count_of(s) * group <= UNIT_ROWS / 4 && start_of(s) >= TILE) order.push_back(s);
+        auto blocks = [&](long s) { return (start_of(s) + a.block_size - 1) / a.block_size; };
+        std::sort(order.begin(), order.end(), [&](long x, long y) { // in the order of a dictionary
+            const int32_t *p = table_of(x), *q = table_of(y);
+            const long n = blocks(x), m = blocks(y), both = std::min(n, m), same = std::mismatch(p, p + both, q).first - p;
+            return same < both ? p[same] < q[same] : n != m ? n < m : x < y;
+        });
+        for (size_t i = 0; i + 1 < order.size(); i++) {
+            const long x = order[i], y = order[i + 1], n = std::min(blocks(x), blocks(y));
+            const int32_t *p = table_of(x);
+            const long keys = (std::mismatch(p, p + n, table_of(y)).first - p) * a.block_size;
+            common.push_back(std::min(keys, std::min(start_of(x), start_of(y))) / TILE * TILE);
+        }
+    }
+
+    // Sequences order[lo, hi) have their first depth keys behind them.
+    void add_groups(long lo, long hi, long depth, long level, long &floats) {
+        if (hi - lo < 2 || level >= MAX_DEPTH) return;
+        const long least = *std::min_element(common.begin() + lo, common.begin() + hi - 1);
+        const long saved = (least - depth) / TILE * (hi - lo - 1);
+        if (least > depth && (saved >= MIN_SAVED_TILES || level == 0)) {
+            plan.num_shared += saved;
+            share(lo, hi, depth, least, level, floats);
+            depth = least; level++;
+        }
+        long begin = lo;
+        for (long i = lo; i < hi; i++)
+            if (i == hi - 1 || common[i] <= std::max(depth, least)) {
+                if (!(begin == lo && i == hi - 1)) add_groups(begin, i + 1, depth, level, floats);
+                begin = i + 1;
+            }
+    }
+
+    void share(long lo, long hi, long begin, long end, long level, long &floats) {
+        while ((long)plan.phases.size() <= level) plan.phases.emplace_back();
+        for (long i = lo; i < hi;) {
+            long rows = 0, last = i;
+            while (last < hi && (last == i || rows + count_of(order[last]) * group <= UNIT_ROWS)) rows += count_of(order[last++]) * group;
+            for (long h = 0; h < a.kv_heads; h++) {
+                const long members = plan.members.size();
+                for (long j = i; j < last; j++) {
+                    const long id = owner_of[order[j]] + h;
+                    Owner &o = plan.owners[id];
+                    if (o.slot < 0) give_slots(o, floats);
+                    o.done = end;
+                    plan.members.push_back(id);
+                }
+                for (long key = begin; key < end; key = (key / PART + 1) * PART) {
+                    const long stop = std::min(end, (key / PART + 1) * PART);
+                    plan.phases[level].jobs.push_back({members, last - i, key, stop, false, (stop - key) * (rows + 16)});
+                }
+            }
+            i = last;
+        }
+    }
+
+    void add_rest(long &floats) {
+        const bool is_split = (long)plan.owners.size() < a.split_below;
+        Phase parts, last;
+        for (size_t id = 0; id < plan.owners.size(); id++) {
+            Owner &o = plan.owners[id];
+            const long end = start_of(o.seq) + o.first + o.count, begin = std::max(o.part_begin * PART, (long)o.done);
+            const long members = plan.members.size(), per_key = rows_of(o) + 16;
+            plan.members.push_back(id);
+            const bool has_parts = is_split && (end - 1) / PART > begin / PART;
+            if (has_parts) {
+                if (o.slot < 0) give_slots(o, floats);
+                for (long key = begin; key < end; key = (key / PART + 1) * PART)
+                    parts.jobs.push_back({members, 1, key, std::min(end, (key / PART + 1) * PART), false, PART * per_key});
+                o.done = end;
+            }
+            last.jobs.push_back({members, 1, o.done, end, true, (end - std::max(begin, (long)o.done)) * per_key});
+        }
+        if (!parts.jobs.empty()) plan.phases.push_back(std::move(parts));
+        plan.phases.push_back(std::move(last));
+    }
+
+public:
+    Planner(const AttentionArgs &args, AttentionPlan &into)
+        : a(args), plan(into), group(args.heads / args.kv_heads), wide((args.head_dim + BLOCK - 1) / BLOCK * BLOCK) {}
+
+    void run() {
+        plan.owners.clear(); plan.members.clear(); plan.phases.clear(); plan.num_shared = 0;
+        long floats = 0;
+        add_owners();
+        find_common();
+        add_groups(0, order.size(), 0, 0, floats);
+        add_rest(floats);
+        plan.slots.resize(floats);
+        for (Phase &phase : plan.phases)
+            std::stable_sort(phase.jobs.begin(), phase.jobs.end(), [](const Job &x, const Job &y) { return x.cost > y.cost; });
+    }
+};

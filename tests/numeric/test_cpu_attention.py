@@ -1,0 +1,194 @@
+"""Attention of the CPU library over random shapes, in every variant this CPU runs, and over prefixes that rows share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
+from xllm.engine.platform import native, native_build
+from xllm.engine.platform.native import native_library
+from xllm.engine.platform.native_build import usable_variants
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+
+TOLERANCE = {torch.float32: 6e-6, torch.bfloat16: 2e-2}
+SCALE = 0.3
+
+
+@pytest.fixture(params=usable_variants(native_build.read_cpu_flags()))
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every variant this CPU runs, as the one that kernels use."""
+    library = native_library(request.param)
+    assert library is not None and library.variant == request.param
+    real = native.native_library
+    monkeypatch.setattr(native, "native_library", lambda name="": library if not name else real(name))
+    return str(request.param)
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Random keys and values in blocks; token t of a table lies in slot t."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+
+    @staticmethod
+    def make(num_blocks: int, kv_heads: int, size: int, dim: int, dtype: torch.dtype, seed: int) -> Pools:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (num_blocks, kv_heads, size, dim)
+        return Pools(*(torch.randn(shape, generator=generator).to(dtype) for _ in range(2)))
+
+    def run(
+        self,
+        q: torch.Tensor,
+        rows: StepRows,
+        window: int | None = None,
+        *,
+        split_below: int | None = None,
+        are_shared: bool = True,
+    ) -> torch.Tensor:
+        _, heads, size, dim = self.k.shape
+        strides = KVStrides(size, heads * size * dim, size * dim, dim)
+        return paged_attention(
+            q, (self.k, self.v), strides, heads, rows, SCALE, window,
+            split_below=split_below, are_shared=are_shared,
+        )  # fmt: skip
+
+    def expected(self, q: torch.Tensor, rows: StepRows, window: int | None) -> torch.Tensor:
+        """Float64, sequence by sequence."""
+        out = torch.empty(q.shape, dtype=torch.float64)
+        kv_heads = self.k.shape[1]
+        for i, length in enumerate(rows.seq_lens.tolist()):
+            begin, end = rows.query_start[i : i + 2].tolist()
+            if begin == end:
+                continue
+            table = torch.from_numpy(rows.block_tables[i].astype(np.int64))
+            k, v = (pool[table].transpose(1, 2).flatten(0, 1)[:length].double() for pool in (self.k, self.v))
+            grouped = q[begin:end].double().unflatten(1, (kv_heads, -1))
+            at, keys = torch.arange(length - (end - begin), length)[:, None], torch.arange(length)
+            hidden = (keys > at) | (keys <= at - (window or length + 1))
+            scores = torch.einsum("qhgd,khd->hgqk", grouped, k) * SCALE
+            weights = torch.softmax(scores.masked_fill(hidden, float("-inf")), -1)
+            out[begin:end] = torch.einsum("hgqk,khd->qhgd", weights, v).flatten(1, 2)
+        return out
+
+
+def step_rows(counts: list[int], lengths: list[int], tables: np.ndarray) -> StepRows:
+    start = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
+    return StepRows(start, np.array(lengths, dtype=np.int64), np.ascontiguousarray(tables, dtype=np.int32))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes(variant: str, dtype: torch.dtype, seed: int) -> None:
+    """1 to 17 heads per group, odd head sizes, any block size, mixed chunks and decodes, a sequence without tokens."""
+    draw = np.random.default_rng(seed)
+    group, kv_heads = int(draw.integers(1, 18)), int(draw.integers(1, 4))
+    dim = int(draw.choice([8, 16, 31, 32, 64, 80, 96, 128, 160]))
+    size = int(draw.choice([1, 3, 16, 32, 100]))
+    window = None if seed % 3 else int(draw.integers(1, 200))
+    counts = [int(n) for n in draw.choice([1, 1, 1, 2, 5, 70], 5)] + [0, 1]
+    lengths = [n + int(draw.integers(0, 300)) for n in counts[:-1]] + [1]
+    num_blocks = -(-max(lengths) // size)
+    tables = draw.permutation(len(counts) * num_blocks).reshape(len(counts), num_blocks)
+    pools = Pools.make(tables.size, kv_heads, size, dim, dtype, seed)
+    rows = step_rows(counts, lengths, tables)
+    q = torch.randn(sum(counts), kv_heads * group, dim, generator=torch.Generator().manual_seed(seed)).to(
+        dtype
+    )
+    expected = pools.expected(q, rows, window)
+    tolerance = TOLERANCE[dtype] * max(1.0, dim / 64)
+    torch.testing.assert_close(pools.run(q, rows, window).double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_long_contexts(variant: str, dtype: torch.dtype) -> None:
+    """Sampled lengths up to 64k, and each as part of a batch."""
+    lengths = [1, 63, 64, 65, 1023, 1025, 4099, 65536]
+    size = 64
+    draw = np.random.default_rng(1)
+    pools = Pools.make(-(-max(lengths) // size) + 5, 1, size, 16, dtype, 1)
+    tables = np.stack([draw.permutation(len(pools.k))[: -(-max(lengths) // size)] for _ in lengths])
+    rows = step_rows([1] * len(lengths), lengths, tables)
+    q = torch.randn(len(lengths), 3, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
+    got = pools.run(q, rows)
+    torch.testing.assert_close(got.double(), pools.expected(q, rows, None), rtol=0, atol=TOLERANCE[dtype])
+    assert torch.equal(got, pools.run(q, rows, split_below=0))
+
+
+SHARED = [
+    # keys in common with the first sequence, new tokens, length
+    (1184, 1, 1184),
+    (1104, 1, 1200),
+    (1104, 1, 1300),
+    (720, 3, 1203),
+    (720, 1, 721),
+    (1104, 17, 1170),
+    (1104, 100, 1250),
+    (0, 1, 700),
+    (48, 1, 500),
+    (0, 1, 5),
+    (64, 1, 65),
+    (64, 1, 64),
+]
+
+
+def shared_step(dtype: torch.dtype, group: int, dim: int) -> tuple[Pools, torch.Tensor, StepRows]:
+    """A tree: sequences 1, 2, 5 and 6 share more with each other than with the first; order shuffled."""
+    size, draw = 16, np.random.default_rng(2)
+    width = 1312 // size
+    fresh = iter(draw.permutation(width * len(SHARED)))
+    tables = np.zeros((len(SHARED), width), dtype=np.int32)
+    for i, (common, _, length) in enumerate(SHARED):
+        kept = common // size if i else 0
+        tables[i, :kept] = tables[0, :kept]
+        used = -(-length // size)
+        tables[i, kept:used] = [next(fresh) for _ in range(used - kept)]
+    for i in (2, 5):
+        tables[i, 1104 // size : 1136 // size] = tables[1, 1104 // size : 1136 // size]
+    order = draw.permutation(len(SHARED))
+    counts, lengths = ([SHARED[i][j] for i in order] for j in (1, 2))
+    pools = Pools.make(width * len(SHARED), 2, size, dim, dtype, 4)
+    rows = step_rows(counts, lengths, tables[order])
+    q = torch.randn(sum(counts), 2 * group, dim, generator=torch.Generator().manual_seed(5)).to(dtype)
+    return pools, q, rows
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(("group", "dim"), [(2, 128), (3, 40)])
+def test_shared_prefixes_change_no_bit(variant: str, dtype: torch.dtype, group: int, dim: int) -> None:
+    pools, q, rows = shared_step(dtype, group, dim)
+    apart = pools.run(q, rows, split_below=0, are_shared=False)
+    torch.testing.assert_close(
+        apart.double(), pools.expected(q, rows, None), rtol=0, atol=2 * TOLERANCE[dtype]
+    )
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            for split in (0, 10**6):
+                assert torch.equal(apart, pools.run(q, rows, split_below=split)), (count, split)
+    finally:
+        torch.set_num_threads(threads)
+    for i in range(len(rows.seq_lens)):  # and none of the batch
+        begin, end = rows.query_start[i : i + 2]
+        alone = replace(
+            rows,
+            query_start=np.array([0, end - begin], dtype=np.int64),
+            seq_lens=rows.seq_lens[i : i + 1],
+            block_tables=rows.block_tables[i : i + 1],
+        )
+        assert torch.equal(pools.run(q[begin:end], alone), apart[begin:end])
+
+
+def test_a_window_sees_no_group() -> None:
+    """Rows of a group would need every key of the prefix; a window hides some."""
+    pools, q, rows = shared_step(torch.bfloat16, 2, 64)
+    for window in (100, 5000):
+        got = pools.run(q, rows, window)
+        assert torch.equal(got, pools.run(q, rows, window, are_shared=False))
+        torch.testing.assert_close(got.double(), pools.expected(q, rows, window), rtol=0, atol=4e-2)
