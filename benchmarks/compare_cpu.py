@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,7 +37,7 @@ from benchmarks.cpu_peers.formats import checkpoint, convert
 from benchmarks.cpu_peers.install import VERSIONS, InstallFailed, install
 from benchmarks.cpu_peers.machine import Probe
 from benchmarks.cpu_peers.rounds import Budget, run_starts, run_workload
-from benchmarks.cpu_peers.systems import OURS, PEERS, Settings
+from benchmarks.cpu_peers.systems import OURS, PEERS, Settings, launch
 from benchmarks.cpu_peers.workloads import START, WORKLOADS, select
 from benchmarks.environment import describe
 
@@ -103,8 +104,11 @@ def _session(args: argparse.Namespace) -> dict[str, object]:
 
 def _prepare(systems: Sequence[str], settings: Settings, rows: record.Record) -> list[str]:
     """Peers installed, models in every format; systems for which that worked."""
-    for name, folder in settings.models.items():
-        checkpoint(name, folder, settings.work)
+    try:
+        for name, folder in settings.models.items():
+            checkpoint(name, folder, settings.work)
+    except InstallFailed as exc:
+        raise SystemExit(f"the checkpoint cannot be made:\n{exc}") from exc
     ready = []
     for system in systems:
         try:
@@ -121,7 +125,9 @@ def _measure(
     args: argparse.Namespace, systems: Sequence[str], settings: Settings, rows: record.Record
 ) -> None:
     budget = Budget(args.minutes)
-    fleet = Fleet(settings, Probe(settings.work), rows, args.max_foreign, args.seed)
+    how = partial(launch, settings=settings)
+    probe = Probe(settings.work).gb_per_s
+    fleet = Fleet(how, probe, rows, settings.work, args.max_foreign, args.seed)
     try:
         for name in args.workloads:
             if name == START:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cpu_peers.client import Answer, AnswerError, run_requests
-from benchmarks.cpu_peers.machine import Probe, available_mb, busy_s, own_s, read_files
+from benchmarks.cpu_peers.machine import available_mb, busy_s, own_s, read_files
 from benchmarks.cpu_peers.record import Record
 from benchmarks.cpu_peers.server import Server, ServerFailed
-from benchmarks.cpu_peers.systems import Settings, launch
+from benchmarks.cpu_peers.systems import Launch
 from benchmarks.cpu_peers.workloads import Workload, make_prompts
 
 _RESERVE_MB = 1000
@@ -34,18 +35,26 @@ class Fleet:
     """One server per system at most."""
 
     def __init__(
-        self, settings: Settings, probe: Probe, record: Record, max_foreign: float, seed: int
+        self,
+        launch: Callable[[str, Workload], Launch],
+        probe: Callable[[], float],
+        record: Record,
+        logs: Path,
+        max_foreign: float,
+        seed: int,
     ) -> None:
-        self.settings = settings
+        """``launch`` says how a system is started for a workload, ``probe`` returns the bandwidth in GB/s."""
         self.record = record
         self.seed = seed
+        self._launch = launch
         self._probe = probe
+        self._logs = logs
         self._max_foreign = max_foreign
         self._servers: dict[str, Server] = {}
 
     def ensure(self, system: str, workload: Workload) -> Server:
         """A frozen server ready for the workload. Raises ServerFailed."""
-        wanted = launch(system, workload, self.settings)
+        wanted = self._launch(system, workload)
         server = self._servers.get(system)
         if server is not None and server.command == list(wanted.command) and server.pids:
             return server
@@ -56,7 +65,7 @@ class Fleet:
                 "hint: fewer --systems at a time, or a smaller --kv-gb"
             )
         read_files(wanted.files)
-        log = self.settings.work / f"{system}.log"
+        log = self._logs / f"{system}.log"
         server = self._servers[system] = Server(system, wanted.command, wanted.env, wanted.port, log)
         try:
             first_s = server.start(_START_TIMEOUT_S)
@@ -91,7 +100,7 @@ class Fleet:
         """One run while everybody else is frozen. Raises ServerFailed when it does not answer at all."""
         with _awake(server):
             server.ping()
-        bandwidth = [self._probe.gb_per_s()]
+        bandwidth = [self._probe()]
         with _awake(server):
             pids = server.pids
             busy, own, begin = busy_s(), own_s(pids), time.perf_counter()
@@ -99,7 +108,7 @@ class Fleet:
             wall_s = time.perf_counter() - begin
             foreign = max(0.0, (busy_s() - busy - own_s(pids) + own) / wall_s)
             memory_mb = server.memory_mb
-        bandwidth.append(self._probe.gb_per_s())
+        bandwidth.append(self._probe())
         row = {"bandwidth_gb_s": bandwidth, "foreign_cpus": round(foreign, 3), "pss_mb": round(memory_mb)}
         row |= metrics(answers, begin)
         reason = self._discard_reason(answers, bandwidth, foreign)

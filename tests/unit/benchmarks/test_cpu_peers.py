@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from benchmarks.cpu_peers import record, report
-from benchmarks.cpu_peers.capacity import GRID, Limits, RateSearch, limits_of
+from benchmarks.cpu_peers.capacity import GRID, Limits, RateSearch, limits_of, run_capacity
 from benchmarks.cpu_peers.client import Answer, AnswerError, read_answer
-from benchmarks.cpu_peers.fleet import metrics
-from benchmarks.cpu_peers.machine import busy_s, own_s, pss_mb, tree
-from benchmarks.cpu_peers.rounds import Targets
+from benchmarks.cpu_peers.fleet import Fleet, metrics
+from benchmarks.cpu_peers.machine import busy_s, own_s, pss_mb, state, tree
+from benchmarks.cpu_peers.rounds import Budget, Targets, run_starts, run_workload
 from benchmarks.cpu_peers.server import Server, ServerFailed
-from benchmarks.cpu_peers.systems import OURS, PEERS, Settings, launch, llamacpp_slots
-from benchmarks.cpu_peers.workloads import WORKLOADS, make_prompts, poisson_times_s, select
+from benchmarks.cpu_peers.systems import OURS, PEERS, Launch, Settings, launch, llamacpp_slots
+from benchmarks.cpu_peers.workloads import WORKLOADS, Workload, make_prompts, poisson_times_s, select
 from xllm.bench.startup import free_port
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -246,24 +246,63 @@ while True:
 """
 
 
+def echo(folder: Path, port: int) -> tuple[str, ...]:
+    """A server that answers with its own speed; stands for any system."""
+    (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
+    shims = str(ROOT / "benchmarks" / "cpu_peers")
+    return (sys.executable, "-c", ECHO.format(folder=shims, port=port, model=str(folder)))
+
+
 def test_a_server_starts_answers_freezes_thaws_and_ends(tmp_path: Path) -> None:
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0, "b": 1}}}))
     port = free_port()
-    folder = str(ROOT / "benchmarks" / "cpu_peers")
-    code = ECHO.format(folder=folder, port=port, model=str(tmp_path))
-    server = Server("echo", [sys.executable, "-c", code], {}, port, tmp_path / "log")
+    server = Server("echo", echo(tmp_path, port), {}, port, tmp_path / "log")
     try:
         assert server.start(60.0) > 0
         (pid,) = server.pids
         server.freeze()
-        assert _state(pid) == "T"
+        assert state(pid) == "T"
         server.thaw()
         server.ping()
-        assert _state(pid) in "RS"
+        assert state(pid) in "RS"
         assert server.memory_mb > 1 and own_s([pid]) > own_s([]) - 1 and busy_s() > 0
     finally:
         server.stop()
     assert server.pids == [] and tree(pid) == []
+
+
+def test_a_session_measures_all_systems_and_skips_those_that_fail(tmp_path: Path) -> None:
+    ports = {OURS: free_port(), "vllm": free_port()}
+
+    def launched(system: str, workload: Workload) -> Launch:
+        command = echo(tmp_path, ports[system]) if system in ports else (sys.executable, "-c", "exit(1)")
+        return Launch(command, {}, ports.get(system, free_port()), tmp_path, 1)
+
+    bandwidth = iter([50.0, 50.0, 50.0, 90.0])
+    rows = record.Record(tmp_path / "out.json", {"date": "1"}, {})
+    fleet = Fleet(launched, lambda: next(bandwidth, 50.0), rows, tmp_path, max_foreign=99.0, seed=1)
+    workload = Workload("W2", "small", "tiny", 4, 8, 6)
+    systems = [OURS, "vllm", "llamacpp"]
+    try:
+        run_starts(fleet, systems[:2], 2, Budget(5.0))
+        run_workload(fleet, workload, systems, 2, 1, Budget(5.0))
+        run_capacity(fleet, Workload("W6", "arrivals", "tiny", 4, 8, 6), systems[:2], 4, Budget(5.0))
+    finally:
+        fleet.stop_all()
+    found = record.read(tmp_path / "out.json")
+    assert [row["system"] for row in found["starts"]] == [OURS, "vllm", OURS, "vllm"]
+    kept = [(row["round"], row["system"]) for row in found["runs"] if row["kept"]]
+    assert kept == [(0, OURS), (1, "vllm"), (1, OURS), (2, "vllm")]
+    assert [row["why"] for row in found["runs"] if not row["kept"]] == ["bandwidth"]
+    assert all(row["output_tok_s"] > 0 and row["requests"] == 4 for row in found["runs"])
+    assert (
+        list(found["skipped"]) == ["llamacpp W2"] and "status 1" in found["skipped"]["llamacpp W2"]["reason"]
+    )
+    assert (
+        {row["system"] for row in found["unloaded"]}
+        == {OURS, "vllm"}
+        == {r["system"] for r in found["trials"]}
+    )
+    assert "| W2: 16 at once" in report.table(found) and "req/s" in report.table(found)
 
 
 def test_a_server_that_dies_says_how(tmp_path: Path) -> None:
@@ -282,7 +321,3 @@ def test_a_program_that_is_not_there_is_a_failed_server(tmp_path: Path) -> None:
 
 def test_memory_of_nothing_is_nothing() -> None:
     assert pss_mb([]) == 0
-
-
-def _state(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
