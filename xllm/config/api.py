@@ -26,10 +26,14 @@ class ApiConfig:
     """A request that has not ended after this long ends with an error; a client may ask for less."""
     stall_timeout_s: float = 5.0
     """/health turns 503 when the engine has work but shows no progress for this long."""
-    routing_policy: Literal["round_robin", "least_loaded", "cache_aware", "session_affinity"] = opt(
-        "round_robin", "--routing-policy"
+    routing_policy: Literal["round_robin", "least_loaded", "cache_aware", "slo_aware", "session_affinity"] = (
+        opt("round_robin", "--routing-policy")
     )
     """How the service chooses among several engines."""
+    default_ttft_slo_ms: float = 1000.0
+    """``slo_aware``: budget for the first token of requests that give none; engines are not told."""
+    default_tpot_slo_ms: float = 50.0
+    """``slo_aware``: budget per output token of requests that give none."""
     failover_timeout_s: float = 10.0
     """A request whose engine was lost waits at most this long for another one that can take it."""
     max_open_requests: int = 8192
@@ -53,6 +57,8 @@ class ApiConfig:
             ("request_timeout_s", self.request_timeout_s),
             ("stall_timeout_s", self.stall_timeout_s),
             ("keep_alive_s", self.keep_alive_s),
+            ("default_ttft_slo_ms", self.default_ttft_slo_ms),
+            ("default_tpot_slo_ms", self.default_tpot_slo_ms),
         )
         require(
             (

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from xllm.perf.step_time import StepShape, StepTimeProfile
+from xllm.types.instance import StepCosts
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,20 @@ class LearnedStepTime:
                 base.decode_context + is_decode,
                 base.num_rows + 1,
             )
+        )
+
+    def costs(self, num_rows: int) -> StepCosts:
+        """The fit as seconds per unit; of a mixture of experts, the weights that ``num_rows`` tokens read."""
+        f, memory_s = self._f, self._dense_memory_s
+        if self.prior.num_experts:
+            memory_s = self.prior.weight_bytes_read(max(1, num_rows)) / self._bytes_s
+        return StepCosts(
+            overhead_s=f[0] * 1e-3,
+            row_s=f[1] * self._row_s,
+            token_s=f[2] * self._compute_s,
+            weights_s=f[3] * memory_s,
+            context_s=f[4] * max(self._pair_s, self._kv_s),
+            pair_s=f[5] * self._pair_s,
         )
 
     # -- learning ---------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from xllm.perf.step_time import StepShape
+from xllm.types.instance import StepCosts
 
 
 class TimeModel(Protocol):
@@ -36,6 +37,10 @@ class TimeModel(Protocol):
         """How long a step lasts that is ``base`` and ``count`` more tokens of one row that starts at ``start``."""
         ...
 
+    def costs(self, num_rows: int) -> StepCosts | None:
+        """The model in a form that can be published, at about ``num_rows`` tokens per step; None: it knows nothing."""
+        ...
+
 
 class NullTimeModel:
     """Knows nothing; the off switch."""
@@ -57,3 +62,7 @@ class NullTimeModel:
     def marginal_s(self, base: StepShape, start: int, count: int) -> float:
         """No time."""
         return 0.0
+
+    def costs(self, num_rows: int) -> StepCosts | None:
+        """None."""
+        return None

@@ -25,6 +25,7 @@ from xllm.service.policy.score import Policy
 from xllm.service.router import Router
 from xllm.service.service import Service
 from xllm.types.instance import InstanceInfo
+from xllm.types.request import SloBudgets
 
 CONNECT_TIMEOUT_S = 30.0
 
@@ -130,6 +131,9 @@ async def build_service(
         waits=waits or WaitTable(clock),
         trace=trace,
         build_model=build_model,
+        default_slo=SloBudgets(
+            ttft_ms=config.api.default_ttft_slo_ms, tpot_ms=config.api.default_tpot_slo_ms
+        ),
     )
     try:
         await service.start(options.connect_timeout_s)

@@ -40,7 +40,7 @@ from xllm.service.tasks import Tasks
 from xllm.service.wire_names import WireNames
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import OutputFrame
-from xllm.types.request import Request, Route
+from xllm.types.request import Request, Route, SloBudgets
 from xllm.types.wire import KvEvents, LoadReply
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,10 @@ class Service:
         build_model: Callable[[Cluster], ServedModel],
         gate: OverloadGate | None = None,
         fails_over: bool = True,
+        default_slo: SloBudgets | None = None,
     ) -> None:
-        """``fails_over``: requests of a lost instance continue on another one."""
+        """``fails_over``: requests of a lost instance continue on another one; ``default_slo``: see ClusterView."""
+        self._default_slo = default_slo or SloBudgets()
         self._text = text
         self._cluster = cluster
         self._router = router
@@ -312,7 +314,9 @@ class Service:
             instance.num_inflight = self._dispatch.num_inflight(name)
             instance.num_pending_tokens = self._prefixes.pending_tokens[name]
             instance.num_pending_prompt_tokens = self._prefixes.pending_prompt_tokens[name]
-        return replace(self._cluster.view(group), prefixes=self._prefixes.index)
+        return replace(
+            self._cluster.view(group), prefixes=self._prefixes.index, default_slo=self._default_slo
+        )
 
     def _refresh_model(self) -> None:
         """The served group, or who is in it, has changed; the last known model stays while nobody is there."""

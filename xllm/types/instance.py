@@ -50,6 +50,8 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
     tp: int = 1
     max_model_len: int = 0
     max_num_seqs: int = 0
+    max_num_batched_tokens: int = 0
+    """Tokens of one step at most; 0: unknown."""
     num_blocks: int = 0
     vocab_size: int = 0
     pid: int = 0
@@ -59,6 +61,26 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
     def group(self) -> tuple[str, str]:
         """Model and weight revision: routing, KV sharing and failover stay among equals."""
         return self.model, self.revision
+
+
+class StepCosts(Struct, frozen=True, kw_only=True):
+    """What a step costs on this instance now, in seconds per unit, as its own step-time model has learned it.
+
+    step = overhead + row * rows + max(token * tokens, weights) + context * decode context + pair * prefill pairs
+    """
+
+    overhead_s: float
+    """Of every step."""
+    row_s: float
+    """Per sequence in it."""
+    token_s: float
+    """Per new token: compute."""
+    weights_s: float
+    """Of reading the weights: a step never costs less."""
+    context_s: float
+    """Per token that a decoding sequence attends to."""
+    pair_s: float
+    """Per pair of a prompt token and one that it attends to."""
 
 
 class LoadReport(Struct, frozen=True, kw_only=True):
@@ -88,6 +110,8 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     """Of the last step, everything but forward and sampling."""
     step_time_error: float = 0.0
     """Median |relative error| of the step-time model on its last predictions."""
+    step_costs: StepCosts | None = None
+    """None: the instance does not know."""
     num_wasted_tokens: int = 0
     """Ordered for sequences that turned out to be over: the price of planning ahead."""
     num_early_rejections: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,19 +15,20 @@ from xllm.service.policy.cache_aware import cache_aware
 from xllm.service.policy.least_loaded import least_loaded
 from xllm.service.policy.score import Policy
 from xllm.service.policy.session_affinity import session_affinity
+from xllm.service.policy.slo_aware import slo_aware
 from xllm.service.prefix_feeds import ALARM_REQUESTS, PrefixFeeds
 from xllm.service.router import Router
 from xllm.types.block_hash import block_hashes, root_hash
-from xllm.types.instance import InstanceInfo, LoadReport
+from xllm.types.instance import InstanceInfo, LoadReport, StepCosts
 from xllm.types.kv_event import KvEvent, KvEventBatch
 from xllm.types.output import RequestOutput
-from xllm.types.request import Request
+from xllm.types.request import Request, SloBudgets
 
 SIZE = 16
 
 
 def instance(
-    name: str, *, state: Any = "ready", inflight: int = 0, routed: int = 0, pending: int = 0, **load: int
+    name: str, *, state: Any = "ready", inflight: int = 0, routed: int = 0, pending: int = 0, **load: Any
 ) -> InstanceView:
     return InstanceView(
         info=InstanceInfo(id=name, incarnation="i", address="a", model="m"),
@@ -62,7 +64,9 @@ def chosen(policy: Policy, wanted: Request, seen: ClusterView) -> str:
     return decision.route.prefill
 
 
-@pytest.mark.parametrize("name", ["round_robin", "least_loaded", "cache_aware", "session_affinity"])
+@pytest.mark.parametrize(
+    "name", ["round_robin", "least_loaded", "cache_aware", "slo_aware", "session_affinity"]
+)
 def test_every_policy_takes_only_who_can_serve_and_says_none(name: str) -> None:
     policy: Any = POLICIES.load(name)
     assert isinstance(policy, Policy) and policy.name == name
@@ -120,6 +124,40 @@ def test_a_burst_of_one_prefix_stays_together_before_any_event() -> None:
     assert isinstance(index, KvIndex)
     index.expect("b", request().block_hashes)
     assert chosen(cache_aware, request(), seen) == "b"
+
+
+COSTS = StepCosts(overhead_s=0.001, row_s=0.0001, token_s=0.0001, weights_s=0.003, context_s=0.0, pair_s=0.0)
+
+
+def slowed(factor: float) -> StepCosts:
+    return StepCosts(**{name: factor * getattr(COSTS, name) for name in COSTS.__struct_fields__})
+
+
+def test_slo_aware_keeps_the_budgets_and_then_the_least_work() -> None:
+    def best(slo: SloBudgets, **loads: Any) -> str:
+        nodes = [instance(name, **{"step_costs": COSTS, **load}) for name, load in loads.items()]
+        return chosen(slo_aware, request(slo=slo), view(*nodes))
+
+    tight, loose = SloBudgets(ttft_ms=300.0), SloBudgets(ttft_ms=3000.0)
+    # 1600 own tokens take 0.17 s; 2000 more on top break the tight budget, not the loose one.
+    queue, rows = {"num_waiting_tokens": 2000}, {"num_running": 60, "num_running_tokens": 60}
+    assert best(tight, a=queue, b=rows) == "b"
+    assert best(loose, a=queue, b=rows) == "a", "2000 prompt tokens are less than 60 half outputs"
+    assert best(SloBudgets(ttft_ms=10.0), a=queue, b={"num_waiting_tokens": 1000}) == "b", "least late"
+    # A third of the speed: the fast one is better even with some work.
+    assert best(loose, a={"step_costs": slowed(3.0)}, b={"num_waiting_tokens": 500}) == "b"
+    assert best(SloBudgets(tpot_ms=12.0), a={"step_costs": slowed(3.0)}, b={"num_running": 40}) == "b"
+
+
+def test_slo_aware_explains_itself_and_falls_back_on_defaults_and_on_one_rate() -> None:
+    late = instance("a", step_costs=COSTS, num_waiting_tokens=20_000)
+    seen = replace(view(late, instance("b"), b=50), default_slo=SloBudgets(ttft_ms=500.0))
+    decision = slo_aware.decide(request(), seen)
+    assert decision is not None and decision.route.prefill == "b"
+    parts = {score.instance: score.parts for score in decision.scores}
+    assert parts["a"]["violation"] > 3 and parts["a"]["ttft_s"] > 2.0 and parts["a"]["tpot_s"] > 0
+    assert parts["b"]["violation"] == 0 and parts["b"]["hit_tokens"] == 800
+    assert chosen(slo_aware, request(age_s=0.4), seen) == "b"
 
 
 def test_sessions_stay_and_only_those_of_a_lost_instance_move() -> None:

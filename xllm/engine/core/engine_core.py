@@ -437,6 +437,7 @@ class EngineCore:
             step_time_s=self._step_time_s,
             step_overhead_s=self._step_overhead_s,
             step_time_error=self.times.error,
+            step_costs=self.times.costs(len(scheduler.running)),
             num_early_rejections=self._gate.num_rejected,
         )
 

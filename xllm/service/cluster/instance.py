@@ -20,12 +20,15 @@ INVARIANTS
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from xllm.base.clock import Clock
 from xllm.service.cluster.view import InstanceView
 from xllm.types.instance import HealthReport, InstanceInfo, InstanceState, LoadReport
 from xllm.types.wire import LoadReply
+
+_PREFILL_MEMORY_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,11 +65,13 @@ class Instance:
         self._is_joining = True
         self._has_lease = True
         self._routed_at_beat = 0
+        self._prefill_share = 0.0
 
     def on_connected(self, info: InstanceInfo) -> None:
         """A connection is up; ``info`` may be of a new incarnation."""
         if info.incarnation != self.info.incarnation:
             self.load, self._health = LoadReport(), None
+            self._prefill_share = 0.0
         self.info = info
         self._lost = None
         self._is_joining = False
@@ -74,6 +79,7 @@ class Instance:
 
     def on_heartbeat(self, reply: LoadReply) -> None:
         """The engine told its load and health."""
+        self._watch_prefill(reply.load)
         self.load, self._health = reply.load, reply.health
         self._heard_s = self._clock.now()
         self._routed_at_beat = self.num_routed
@@ -157,7 +163,19 @@ class Instance:
             num_unreported=self.num_routed - self._routed_at_beat,
             num_pending_tokens=self.num_pending_tokens,
             num_pending_prompt_tokens=self.num_pending_prompt_tokens,
+            prefill_share=self._prefill_share,
         )
+
+    def _watch_prefill(self, load: LoadReport) -> None:
+        """How much of the time since the last report went into prompts, smoothed over some seconds."""
+        past_s = self._clock.now() - self._heard_s
+        if load.step_costs is None or past_s <= 0 or self._health is None:
+            return
+        num_computed = load.prefix_query_tokens - load.prefix_hit_tokens
+        num_computed -= self.load.prefix_query_tokens - self.load.prefix_hit_tokens
+        share = min(1.0, max(0, num_computed) * load.step_costs.token_s / past_s)
+        weight = 1.0 - math.exp(-past_s / _PREFILL_MEMORY_S)
+        self._prefill_share += weight * (share - self._prefill_share)
 
     def _judge(self) -> tuple[InstanceState, str]:
         if self._lost is not None:

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from xllm.types.ids import BlockHash, InstanceId
 from xllm.types.instance import InstanceInfo, InstanceState, LoadReport
+from xllm.types.request import SloBudgets
 
 MAX_BLIND_REQUESTS = 32
 """Requests that one service sends to an instance it does not hear from, when there is no other."""
@@ -31,6 +32,8 @@ class InstanceView:
     were predicted, not counted."""
     num_pending_prompt_tokens: int = 0
     """All prompt tokens of those requests."""
+    prefill_share: float = 0.0
+    """Share of its time that prompts took lately, by its own step costs."""
 
     @property
     def id(self) -> InstanceId:
@@ -73,6 +76,8 @@ class ClusterView:
     instances: tuple[InstanceView, ...]
     prefixes: Prefixes = field(default_factory=NoPrefixes)
     """Asked once per decision."""
+    default_slo: SloBudgets = SloBudgets()
+    """Latency budgets of requests that name none."""
 
     def routable(self) -> tuple[InstanceView, ...]:
         """Ready instances; when none is, degraded ones (work stands still); when none is, suspect ones (silent).

@@ -5,6 +5,7 @@ load.py              predicted outstanding work, the load guard
 round_robin.py       the instance that was sent the fewest requests so far
 least_loaded.py      the least predicted outstanding time
 cache_aware.py       the least predicted time to the first token, cached prefixes counted
+slo_aware.py         the least predicted time to the first token among those that keep the request's latency budgets
 session_affinity.py  the instance of the session or tenant, by rendezvous hashing
 """
 
@@ -19,6 +20,7 @@ POLICIES: Registry[Route | None] = Registry(
         "round_robin": "xllm.service.policy.round_robin:round_robin",
         "least_loaded": "xllm.service.policy.least_loaded:least_loaded",
         "cache_aware": "xllm.service.policy.cache_aware:cache_aware",
+        "slo_aware": "xllm.service.policy.slo_aware:slo_aware",
         "session_affinity": "xllm.service.policy.session_affinity:session_affinity",
     },
 )

@@ -20,9 +20,14 @@ GUARD_FACTOR, GUARD_REQUESTS = 2.0, 8.0
 def outstanding_tokens(item: InstanceView) -> float:
     """Prompt tokens, or as much work, that stand before a new request."""
     load = item.load
-    foreign = load.num_waiting_tokens - item.num_pending_prompt_tokens
     num_running = max(load.num_running + load.num_waiting, item.num_inflight)
-    return item.num_pending_tokens + (foreign if foreign > 0 else 0) + RUNNING_TOKENS * num_running
+    return queued_tokens(item) + RUNNING_TOKENS * num_running
+
+
+def queued_tokens(item: InstanceView) -> float:
+    """Prompt tokens to compute for requests that have no output yet."""
+    foreign = item.load.num_waiting_tokens - item.num_pending_prompt_tokens
+    return item.num_pending_tokens + (foreign if foreign > 0 else 0)
 
 
 def guard_limit(items: tuple[InstanceView, ...]) -> float:
