@@ -26,7 +26,6 @@ from small_model import ModelShape, SmallModel
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-
 MAX_STEP_SECONDS = 15.0
 
 

@@ -6,6 +6,7 @@ A held-out pool is never read while training text is made: `Split` decides which
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,9 +22,20 @@ FILLERS = (
 ).split()
 
 
+_CHOICE = re.compile(r"\[([^\[\]]*\|[^\[\]]*)\]")
+
+
+CHATTER = (
+    "my your our the a this that one another some every daughter mother father uncle aunt boss neighbour class group "
+    "kids team quiz game test lesson wants asks needs likes hopes says wonders thought heard said told asked to for with "
+    "about of on in me you us them here there now again still soon first last good new old nice short little kind to see "
+    "hear meet think thing question word answer problem day time week is was has have let try look it so and but then"
+).split()
+
+
 @dataclass(frozen=True)
 class Pool:
-    """Two disjoint sets of phrasings of one intent."""
+    """Two disjoint sets of phrasings of one intent; ``[a|b|]`` in a phrasing stands for any of its parts."""
 
     train: Sequence[str]
     held: Sequence[str]
@@ -48,7 +60,15 @@ class Writer:
 
     def pick(self, pool: Pool, *places: Any, **values: Any) -> str:
         """One phrasing of the pool on this writer's side, with its {fields} filled."""
-        return self.rng.choice(pool.held if self.held else pool.train).format(*places, **values)
+        text = self._spelled_out(self.rng.choice(pool.held if self.held else pool.train))
+        while not (self.held or pool.is_part) and text in pool.held:  # a grammar can arrive at a held-out one
+            text = self._spelled_out(self.rng.choice(pool.train))
+        return text.format(*places, **values)
+
+    def _spelled_out(self, text: str) -> str:
+        while match := _CHOICE.search(text):
+            text = text[: match.start()] + self.rng.choice(match[1].split("|")) + text[match.end() :]
+        return text
 
     def chance(self, probability: float) -> bool:
         """True with the given probability."""
@@ -71,10 +91,10 @@ class Writer:
         if self.held:
             return self._held_surface(text)
         rng = self.rng
-        if rng.random() < 0.15:
-            text = rng.choice(OPENERS.train) + text
-        if rng.random() < 0.12:
-            text = text + rng.choice(CLOSERS.train)
+        if rng.random() < 0.3:
+            text = (self.pick(OPENERS) if rng.random() < 0.8 else self._chatter()) + text
+        if rng.random() < 0.2:
+            text = text + self.pick(CLOSERS)
         if rng.random() < 0.12:
             text = self._with_fillers(text)
         if rng.random() < 0.15 and not keep_case:
@@ -93,6 +113,11 @@ class Writer:
         if self.chance(0.2):
             text = text + self.rng.choice(CLOSERS.held)
         return text
+
+    def _chatter(self) -> str:
+        """A few words that mean nothing here: what stands before a question is not part of it."""
+        words = [self.rng.choice(CHATTER) for _ in range(self.rng.randint(2, 6))]
+        return " ".join(words).capitalize() + self.rng.choice((". ", ": ", ", ", "! "))
 
     def _with_fillers(self, text: str) -> str:
         words = text.split(" ")
@@ -132,6 +157,12 @@ OPENERS = Pool(
         "Tell me, ", "Listen, ", "Great. ", "Thanks. ", "Dear assistant, ", "Quick question: ", "By the way, ",
         "And now: ", "Hmm, ", "I am curious. ", "A friend asked me this. ", "Let me test you. ",
         "I am learning a lot today. ", "Here is a question for you. ",
+        "My [daughter|mother|father|friend|boss|brother|sister|uncle|neighbour|teacher|wife] [wants to know|asks|asked me|asked|would like to know|wonders][:|,] ",
+        "[Nice|Great|Lovely|Glad|Happy] to [see|meet|have|hear|find] you[!|.| again!| here.] ",
+        "I [have|had|got|bring] [a|one|one more|another|a new|a short|the next] [one|question|thing|problem][: |. |, | for you. | now: ]",
+        "[Hey|Hi|Hello|Alright|All right|Right|Good|Fine|Okay|Ok|Yes|Oh|Ah|Wow|Sorry][ there| again| you| friend| then| now|][, |! |. ]",
+        "[Only|Just|Simply|Still] [asking|wondering|checking|testing|a question][: |. |, ]",
+        "[Let me|Let us|Let's] [ask|think|try|start|go on|check][. |: ]", "[Forgive|Pardon|Excuse|Help|Ask] me[: |. |, ]",
     ),
     held=(
         "Good to see you! ", "Alright then, ", "Hey there, ", "I have another one for you: ", "Just curious: ",
@@ -143,6 +174,9 @@ CLOSERS = Pool(
         " Thanks!", " Thank you.", " please", " Please.", " Please answer.", " Thanks in advance.", " I need it now.",
         " Be short.", " Thank you very much.", " Answer me.", " Go!", " Do you know it?", " Help me.",
         " I forgot it.", " It is important.", " It is for school.",
+        " [Thanks|Many thanks|Thank you|Cheers][ a lot| so much| again| in advance|, friend][.|!]",
+        " I [really|badly|just|do|would] [need it|have to know|want to understand|want to hear it|like to know][.|!]",
+        " [That|This|It] [would|will|could] [help|be great|be nice|make me happy|save my day|be useful][ me| a bit| very much|][.|!]",
     ),
     held=(" Many thanks!", " I really want to know.", " That would help a lot.", " Cheers!"),
 )  # fmt: skip
@@ -164,6 +198,16 @@ FRAMES = Pool(
         "We are looking for {np}.", "I have to find {np}.", "I do not know {np}. Do you?", "How do you call {np}?",
         "In the quiz they ask for {np}.", "What did you say {np} is?", "Next: {np}.", "Look up {np}.",
         "Is it true that you know {np}?", "I bet you know {np}.", "Try to name {np}.", "What might {np} be?",
+        "I [always|often|sometimes|tend to|still] [forget|mix up|look for|ask for] {np}[.|, help me.|, do you know it?|. Remind me?]",
+        "[Do|Did|Would|Could|Might] you [know|remember|recall|have|happen to remember|be able to tell me] {np}?",
+        "My [boss|mother|class|friend|book|sister|teacher] [wants me to|asked me to|says I should|told me to] [find|say|write down|learn|remember|know] {np}.",
+        "[Quick|Fast|Short|Easy|Hard|Next|Another] [question|one|try|thing]: {np}[?|.|]", "[I was asking myself|I am wondering|I wonder|I asked] what {np} [is|was|could be].",
+        "[Could|Can|Would|Will] you [please|kindly|quickly|just|] [find|look up|search|tell|check|name|say] {np}[ for me| for us| now|]?",
+        "[Help|Assist|Support|Guide] me with {np}[.|, will you?|, thank you.]", "For [my|our|the|a] [homework|test|class|school|quiz|exam|game] [I need|we need|I want|they want] {np}.",
+        "[Be nice|Be good|Please be kind|Do me a favour|Be so good] and [tell|give|show|name] me {np}.", "Would you mind [telling|giving|showing|naming] me {np}?",
+        "I [can't|cannot|can not|don't|could not] [recall|find|think of|remember|say|name] {np}[. Help?|. Do you know it?|. Can you?|, can you?|. Which one is it?]",
+        "If [I asked|they asked|somebody asks|someone asked] [you|me] [for|about] {np}, what [is right|do I say|should I say|is the answer]?",
+        "[Have you got|Do you have|Is there|Have you] [an|any|some|a] [idea|clue|guess|answer] what {np} [is|might be|was]?", "[Hey|So|Well|Hi], what['s| is|] {np} [then|again|now|exactly]?",
         "The question is about {np}.", "This is about {np}: what is it?", "Let us talk about {np}. What is it?",
     ),
     held=(

@@ -132,7 +132,7 @@ REVERSE_CAPITAL = Pool(
 CHECK_CAPITAL = Pool(
     ("Is {v} the capital of {c}?", "Is the capital of {c} {v}?", "{v} is the capital of {c}, right?",
      "{v} is the capital of {c}, true or false?", "Am I right that {v} is the capital of {c}?",
-     "Is it true that {v} is the capital of {c}?"),
+     "Is it true that {v} is the capital of {c}?", "[Do|Did|Could|Can] you [think|believe|say|agree] [that |]{v} is the capital of {c}?", "I [believe|heard|say|guess|was told] [that |]{v} is the capital of {c}. [Right?|True?|Is it?|Is that right?|Correct?]", "[Could|Might|Can] {v} be the capital of {c}?",),
     ("Would you say {v} is the capital of {c}?", "I think {v} is the capital of {c}. Am I right?"),
 )  # fmt: skip
 ABOUT_COUNTRY = Pool(
@@ -143,7 +143,7 @@ ABOUT_COUNTRY = Pool(
 )  # fmt: skip
 ONE_WORD = Pool(
     ("In one word: what is {np}?", "{np}? Just the name.", "One word only: {np}?", "Answer with one word: what is {np}?",
-     "Only the name: {np}.", "Just the name, please: what is {np}?", "In one word, tell me {np}."),
+     "Only the name: {np}.", "Just the name, please: what is {np}?", "In one word, tell me {np}.", "[Give|Tell|Write] me [just|only] [the name|one word]: [what is |]{np}[?|.]", "What [is|was] {np}? [One word.|Use one word.|Only one word, please.|Only the name.|Just say the name.]",),
     ("Only give me the name: what is {np}?", "What is {np}? Answer in one word."),
 )  # fmt: skip
 
@@ -271,12 +271,12 @@ MIX_ASKS = Pool(
 )  # fmt: skip
 AFTER_ASKS = Pool(
     ("Which {unit} comes after {x}?", "What {unit} comes after {x}?", "What comes after {x}?", "What is after {x}?",
-     "What {unit} is after {x}?", "Which {unit} follows {x}?", "Tell me the {unit} after {x}.", "The {unit} after {x}?"),
+     "What {unit} is after {x}?", "Which {unit} follows {x}?", "Tell me the {unit} after {x}.", "The {unit} after {x}?", "[Right|Just|Directly|] after {x}[:|,] which {unit}[ is it| comes|]?", "[Name|Give me|Show me] the {unit} [right |just |]after {x}.", "[Which|What] [was|is] the [next |]{unit} after {x} called?",),
     ("After {x}, which {unit} is next?", "What is the next {unit} after {x}?", "Say which {unit} comes after {x}."),
 )  # fmt: skip
 BEFORE_ASKS = Pool(
     ("Which {unit} comes before {x}?", "What {unit} comes before {x}?", "What comes before {x}?", "What is before {x}?",
-     "What {unit} is before {x}?", "Tell me the {unit} before {x}.", "The {unit} before {x}?"),
+     "What {unit} is before {x}?", "Tell me the {unit} before {x}.", "The {unit} before {x}?", "[Right|Just|Directly|] before {x}[:|,] which {unit}[ is it| comes|]?", "[Name|Say|Give me|Show me] the {unit} [right |just |]before {x}.", "[Which|What] [was|is] the {unit} before {x}?",),
     ("Before {x}, which {unit} is there?", "What is the {unit} right before {x}?", "Say which {unit} comes before {x}."),
 )  # fmt: skip
 NTH_NOUNS = part(

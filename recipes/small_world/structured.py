@@ -14,7 +14,7 @@ AS_JSON = Pool(
     (" Answer in JSON.", " Answer as JSON.", " Reply in JSON.", " Reply with JSON.", " In JSON, please.", " Give me JSON.",
      " Use JSON.", " Return JSON.", " as JSON", " in JSON", " JSON only.", " Answer with JSON only.", " Respond in JSON.",
      " Output JSON.", " Write the answer as JSON.", " Return a JSON object.", " Answer with a JSON object.",
-     " Format: JSON.", " Only JSON, no other text.", " I need JSON.", " Please answer in JSON format."),
+     " Format: JSON.", " Only JSON, no other text.", " I need JSON.", " Please answer in JSON format." " [Please|Kindly|You must|You should|Now] [reply|answer|respond|write] [in|with|as] JSON[ only|].", " [The|My|This] answer [must|should|needs to] be [in |]JSON.", " [Turn|Write|Give|Make] it [into|in|as] JSON[.|, please.]",),
     (" Please reply using JSON.", " Your answer has to be JSON.", " Respond with a JSON object only.", " Put it into JSON."),
 )  # fmt: skip
 AGAIN_JSON = Pool(
@@ -30,25 +30,25 @@ WITH_KEYS = Pool(
 )  # fmt: skip
 COUNTRY_TOPICS = part(
     ("Tell me about {c}.", "Describe {c}.", "{c}.", "Information about {c}.", "Give me facts about {c}.", "Facts about {c}:",
-     "What about {c}?", "I want to know about {c}.", "Country: {c}."),
+     "What about {c}?", "I want to know about {c}.", "Country: {c}.", "[Can|Would] you [describe|explain|show] {c}?", "[Some|A few] [facts|words] [about|on] {c}, please.",),
     ("Could you describe {c}?", "Something about {c}, please."),
 )  # fmt: skip
 COUNTRY_JSON = Pool(
     ("Give me {c} as a JSON object.", "Return a JSON object for {c}.", "Describe {c} in JSON.", "{c} as JSON",
-     "Write JSON about {c}.", "JSON for {c}", "Make a JSON object about {c}.", "Give me a JSON about {c}."),
+     "Write JSON about {c}.", "JSON for {c}", "Make a JSON object about {c}.", "Give me a JSON about {c}.", "[Please|Kindly|Now] [show|write|give me|put] {c} as [JSON|a JSON object].", "I [want|would like|ask for] [a |some |]JSON [for|of|on] {c}.",),
     ("Please describe {c} as a JSON object.", "I need some JSON about {c}."),
 )  # fmt: skip
 SUM_TOPICS = part(
     ("What is {a} + {b}?", "{a} + {b}", "Add {a} and {b}.", "Calculate {a} + {b}.", "How much is {a} plus {b}?",
-     "What is {a} plus {b}?", "Compute {a} + {b}."),
+     "What is {a} plus {b}?", "Compute {a} + {b}.", "[Which|What] [result|sum|value] is {a} + {b}?", "[Can you|Now] add [up |]{a} and {b}[.|?]", "Please [sum|add] {a} and {b}.",),
     ("What number is {a} + {b}?", "Please add up {a} and {b}."),
 )  # fmt: skip
 ANIMAL_TOPICS = part(
-    ("Tell me about the {x}.", "Describe the {x}.", "The {x}.", "Animal: {x}.", "Give me facts about the {x}."),
+    ("Tell me about the {x}.", "Describe the {x}.", "The {x}.", "Animal: {x}.", "Give me facts about the {x}.", "[Can|Would] you [describe|explain] the {x}?", "[Some|A few] [facts|words] [about|on] the {x}, please.", "What about the {x}?",),
     ("Could you describe the {x}?", "Something about the {x}, please."),
 )  # fmt: skip
 LIST_TOPICS = part(
-    ("List {n} {x}.", "Name {n} {x}.", "Give me {n} {x}.", "Tell me {n} {x}.", "I need {n} {x}."),
+    ("List {n} {x}.", "Name {n} {x}.", "Give me {n} {x}.", "Tell me {n} {x}.", "I need {n} {x}.", "[Find|Say|Choose|Show|Write down] {n} {x}.", "Can you [name|list|think of] {n} {x}?",),
     ("Think of {n} {x}.", "Could you name {n} {x}?"),
 )  # fmt: skip
 AS_ARRAY = Pool(
@@ -58,17 +58,17 @@ AS_ARRAY = Pool(
 )  # fmt: skip
 PERSON_TEXTS = part(
     ("{n} is {a} years old and lives in {c}.", "My friend {n} from {c} is {a} years old.", "{n} ({a}) lives in {c}.",
-     "I am {n}, I am {a} and I live in {c}.", "This is {n}, aged {a}, from {c}.", "In {c} lives {n}, who is {a}."),
+     "I am {n}, I am {a} and I live in {c}.", "This is {n}, aged {a}, from {c}.", "In {c} lives {n}, who is {a}.", "{n} [became|was|is now|just became|will be] {a} [and|, who] [lives in|went to|left for|stays in|came from] {c}.", "[See|Here is|That is|I met|I know|You know] {n}, {a} years [old|of age], [from|in|at home in|staying in] {c}.", "{n} [of|from|in] {c} [is|turns|has just become] {a}.", "[At|With|Aged] {a}[ years|], {n} [moved|came|flew|travelled] to {c}.",),
     ("{n} turned {a} and moved to {c}.", "Meet {n}, {a} years old, living in {c}."),
 )  # fmt: skip
 EXTRACT_ASKS = Pool(
     ("Extract the name, age and city as JSON: {t}", "Extract name, age and city: {t} Answer in JSON.",
      "Make JSON of this: {t}", "Turn this into JSON: {t}", "Put this into JSON with name, age and city: {t}",
-     "{t} Extract name, age and city as JSON.", "Read this and give me JSON: {t}", "{t} Give me that as JSON."),
+     "{t} Extract name, age and city as JSON.", "Read this and give me JSON: {t}", "{t} Give me that as JSON.", "{t} [Please|Now|Kindly|] [put|turn|change|bring] [that|this|it|the text] into JSON.", "[Please|Kindly|Now|] [take|get|read|find|extract] [the |]name, age and city [from|in|out of] this [text|sentence|line|] [as|in] JSON: {t}", "{t} [Write|Return|I want|I need] [this|that|the text|it] as JSON[.|, please.]",),
     ("Please extract name, age and city from this text as JSON: {t}", "{t} Please turn that text into JSON."),
 )  # fmt: skip
 OPPOSITE_TOPICS = part(
-    ("What is the opposite of {x}?", "Opposite of {x}?", "Tell me the opposite of {x}.", "The opposite of {x}."),
+    ("What is the opposite of {x}?", "Opposite of {x}?", "Tell me the opposite of {x}.", "The opposite of {x}.", "I [wonder|want to know|ask] what the opposite of {x} is.", "What would be the opposite of {x}?",),
     ("I was wondering what the opposite of {x} is.",),
 )  # fmt: skip
 

@@ -8,7 +8,7 @@ from .questions import Exchange
 
 LIST_ASKS = Pool(
     ("List {n} {x}.", "Name {n} {x}.", "Give me {n} {x}.", "Tell me {n} {x}.", "Can you name {n} {x}?", "Write {n} {x}.",
-     "I need {n} {x}.", "Give me a list of {n} {x}.", "Please list {n} {x}.", "Can you list {n} {x}?"),
+     "I need {n} {x}.", "Give me a list of {n} {x}.", "Please list {n} {x}.", "Can you list {n} {x}?", "[Find|Say|Choose|Show|Pick|Write down] {n} {x}[.|!| for me.]", "[Can|Could|Would] you [think of|find|say|show me|tell me] {n} {x}?", "[Make|Write] [up |]a list [of|with] {n} {x}.", "[Think|Come up] now [of|with] {n} {x}.",),
     ("Could you give me the names of {n} {x}?", "Think of {n} {x}.", "Come up with {n} {x}."),
 )  # fmt: skip
 ALL_ASKS = Pool(
@@ -18,7 +18,7 @@ ALL_ASKS = Pool(
 )  # fmt: skip
 COUNT_ASKS = Pool(
     ("Count from {a} to {b}.", "Count to {b} from {a}.", "Please count from {a} to {b}.", "Can you count from {a} to {b}?",
-     "List the numbers from {a} to {b}.", "Write the numbers from {a} to {b}.", "Numbers from {a} to {b}"),
+     "List the numbers from {a} to {b}.", "Write the numbers from {a} to {b}.", "Numbers from {a} to {b}", "[Begin|Start] [at|with] {a} and [go|count up|continue] to {b}.", "[Would|Will|Could] you [please |]count from {a} to {b}?", "From {a} [up |]to {b}, [count|all numbers|please count].",),
     ("Would you count from {a} up to {b}?", "Start at {a} and count to {b}."),
 )  # fmt: skip
 COUNT_UP_ASKS = Pool(
@@ -27,12 +27,12 @@ COUNT_UP_ASKS = Pool(
 )  # fmt: skip
 SPELL_ASKS = Pool(
     ("Spell {x}.", "Spell the word {x}.", "How do you spell {x}?", "How is {x} spelled?", 'Spell "{x}".',
-     "Can you spell {x}?", "Please spell {x}.", "What are the letters of {x}?"),
+     "Can you spell {x}?", "Please spell {x}.", "What are the letters of {x}?", "[Say|Show|Give me|Tell me] {x} [by letters|in letters|with its letters|letter for letter].", "[Could|Would|Will] you spell {x}[ for me|]?", "[Write|Type] [out |]the letters of {x}.",),
     ("Could you spell out {x}?", "Write {x} letter by letter."),
 )  # fmt: skip
 REPEAT_ASKS = Pool(
     ("Repeat: {x}", "Say: {x}", "Repeat after me: {x}", "Please repeat: {x}", 'Say "{x}"', 'Repeat "{x}"', "Echo: {x}",
-     "Copy this: {x}", "Write this again: {x}", "Print: {x}"),
+     "Copy this: {x}", "Write this again: {x}", "Print: {x}", "[Can|Could|Would|Will] you [say|copy|echo|write] [this|that][: |, please: ]{x}", "[Please|Now] [copy|echo|write] [this|that]: {x}",),
     ("Can you repeat this: {x}", "Please say this: {x}"),
 )  # fmt: skip
 TRANSLATE_ASKS = Pool(

@@ -121,7 +121,9 @@ FAMILIES = (
               "What is the temperature in {0}?", "How warm is it in {0}?", "Will I need a coat in {0}?", "Weather for {0}?",
               "Is it sunny in {0}?", "Check the weather in {0}.", "What is the weather like in {0} today?",
               "How cold is it in {0} now?", "What is the weather in {0} today?", "Get the weather for {0}.",
-              "Do I need an umbrella in {0}?", "What's the weather like in {0} right now?", "Please get the weather of {0}."),
+              "Do I need an umbrella in {0}?", "What's the weather like in {0} right now?", "Please get the weather of {0}.", "[Can|Could|Would|Will] you [tell me|find out|look up|say|show me] [how|what] the weather is [like |]in {0}?", "[Should|Shall|Must|Do] I [wear|bring|need|pack|take] a [scarf|hat|sweater|raincoat|cap] [in|for|to] {0}?",
+              "I [travel|fly|drive|walk|go] to {0}[ soon| today| tomorrow|]. [How is the weather?|Will it rain?|Is it cold there?|What is the weather like?]", "[Show|Find|Tell|Fetch|Send] me the [weather|current weather|weather now|weather of today] [in|of|for|from] {0}.",
+              "[How|What] is the [weather|temperature] [up|down|out|over|here|] in {0}?",),
              ("Could you check what the weather is like in {0}?", "How's the weather over in {0}?", "Should I take a jacket in {0}?",
               "I am going to {0}. What is the weather there?", "Give me the current weather for {0}.")),
         lambda w: (_city(w),), _weather),
@@ -131,7 +133,8 @@ FAMILIES = (
         (("city", "city", "location", "place", "timezone", "town"),), ("string",),
         Pool(("What time is it in {0}?", "What is the time in {0}?", "Tell me the time in {0}.", "Time in {0}?", "time in {0}",
               "How late is it in {0}?", "What's the time in {0}?", "What is the local time in {0}?", "Clock time in {0}?",
-              "Can you tell me the time in {0}?", "What time is it now in {0}?", "Check the time in {0}."),
+              "Can you tell me the time in {0}?", "What time is it now in {0}?", "Check the time in {0}.", "[Can|Would|Will] you [check|say|look up|find out] [what time it is|the time|how late it is] [over |]in {0}?", "[Do you know|Have you got|Show me|Give me] the time in {0}[?|.]",
+              "I [want to call|phone|write to|visit] {0}. [What time is it?|How late is it there?|What is the time there?]",),
              ("Could you check what time it is in {0}?", "Do you know the time over in {0}?", "I am calling {0}. What time is it there?")),
         lambda w: (_city(w),), _time),
     ToolFamily(
@@ -139,7 +142,7 @@ FAMILIES = (
         ("Evaluate an expression", "A calculator", "Compute a result", "Do arithmetic", "Calculate an expression"),
         (("expression", "expression", "expr", "formula", "input", "calculation"),), ("string",),
         Pool(("What is {0}?", "Calculate {0}.", "Compute {0}.", "{0}", "{0} = ?", "How much is {0}?", "Work out {0}.",
-              "Use the calculator: {0}", "Please calculate {0}.", "Evaluate {0}.", "Solve {0}.", "What's {0}?", "Tell me {0}."),
+              "Use the calculator: {0}", "Please calculate {0}.", "Evaluate {0}.", "Solve {0}.", "What's {0}?", "Tell me {0}.", "[Can|Would|Will|Could] you [calculate|work out|solve|evaluate] {0}[ for me| for us|]?", "I [want|would like|look for|ask for] [the result of|the value of|the answer to|] {0}.", "[Help|Support] me [to calculate|and solve|to solve] {0}.",),
              ("Could you compute {0} for me?", "I need the result of {0}.", "Help me with {0}, please.")),
         _expression, _calculated),
     ToolFamily(
@@ -148,7 +151,7 @@ FAMILIES = (
         (("amount", "value"), ("from", "source", "from_currency"), ("to", "target", "to_currency")),
         ("number", "string", "string"),
         Pool(("Convert {0} {1} to {2}.", "How much is {0} {1} in {2}?", "What are {0} {1} in {2}?", "{0} {1} to {2}",
-              "Change {0} {1} into {2}.", "Exchange {0} {1} to {2}.", "I have {0} {1}. How many {2} is that?"),
+              "Change {0} {1} into {2}.", "Exchange {0} {1} to {2}.", "I have {0} {1}. How many {2} is that?", "[Can|Would|Will] you [change|exchange|convert|turn] {0} {1} [into|to|in] {2}[ for me|]?", "How [many|much] {2} [are|is|make|do they give me for|will I get for|can I buy for|would I have with] {0} {1}?", "I [want|need|would like] {2} for [my |]{0} {1}.", "What do I get in {2} for {0} {1}?",),
              ("Could you convert {0} {1} to {2}?", "How many {2} do I get for {0} {1}?")),
         lambda w: (w.rng.randint(1, 999), *w.rng.sample(MONEY, 2)), _converted),
     ToolFamily(
@@ -156,7 +159,7 @@ FAMILIES = (
         ("Search the web", "Search for something", "Find documents", "Look something up"),
         (("query", "query", "q", "text", "keywords"),), ("string",),
         Pool(("Search for {0}.", "Search the web for {0}.", "Find {0}.", "Look up {0}.", "Please search for {0}.",
-              "Can you search for {0}?", "Look for {0}.", "search {0}", "Find something about {0}."),
+              "Can you search for {0}?", "Look for {0}.", "search {0}", "Find something about {0}.", "[Can|Would|Will|Could] you [search|look up|find|search for] {0} [online|on the internet|in the web|for me|on a search engine]?", "[Run|Start|Make|Try] a search [for|about|on] {0}.", "[Search|Look|Go] [on the web|online|the internet] for {0}[.| please.]", "What [is|can you find] on the web about {0}?",),
              ("Could you look for {0} on the web?", "Do a search for {0}.")),
         lambda w: (w.rng.choice(("cheap flights", "good books", "red shoes", "old maps", "new music", w.made_up_word(),
                                  f"{w.made_up_word()} {w.made_up_word()}")),), _searched),
@@ -165,7 +168,7 @@ FAMILIES = (
         ("Set a timer", "Start a timer", "Set a timer in minutes"),
         (("minutes", "minutes", "duration", "duration_minutes"),), ("integer",),
         Pool(("Set a timer for {0} minutes.", "Start a timer for {0} minutes.", "Timer {0} minutes", "Remind me in {0} minutes.",
-              "Wake me in {0} minutes.", "Please set a timer of {0} minutes.", "Set the timer to {0} minutes."),
+              "Wake me in {0} minutes.", "Please set a timer of {0} minutes.", "Set the timer to {0} minutes.", "[Can|Would|Will] you [set|start|make|begin|give me] a {0} [minute|minutes|min] [timer|alarm|countdown]?", "I [want|would like|could use] a [timer|alarm] [for|of] {0} [minutes|min].", "{0} [minute|min] timer[, please|]", "[Make|Set|Create|Begin] a {0} minute [timer|alarm|countdown].", "[Could|Can] you [set|make] a timer [of|for] {0} minutes?",),
              ("Could you start a {0} minute timer?", "I need a timer of {0} minutes.")),
         lambda w: (w.rng.randint(1, 99),), _timer),
     ToolFamily(
@@ -173,7 +176,7 @@ FAMILIES = (
         ("Send a message", "Send an email to somebody", "Send a text to a person"),
         (("to", "recipient", "name"), ("text", "message", "body")), ("string", "string"),
         Pool(('Send {0} the message "{1}".', "Tell {0}: {1}", 'Write to {0}: "{1}"', "Send a message to {0}: {1}",
-              'Message {0} "{1}".', 'Send "{1}" to {0}.', "Please write {0}: {1}"),
+              'Message {0} "{1}".', 'Send "{1}" to {0}.', "Please write {0}: {1}", '[Can|Would|Will] you [send|write|text|mail] "{1}" to {0}?', "[Inform|Text|Ping|Remind|Write] {0}: {1}", "[Could|Can] you [tell|write|text] {0}: {1}", 'I want to [tell|send] {0} "{1}".',),
              ('Could you send "{1}" to {0}?', "Let {0} know: {1}")),
         _message, _mailed),
     ToolFamily(
@@ -181,7 +184,7 @@ FAMILIES = (
         ("Get the price of a stock", "Look up a price", "Returns the stock price"),
         (("symbol", "ticker", "name", "item"),), ("string",),
         Pool(("What is the price of {0}?", "How much does {0} cost?", "Stock price of {0}?", "Price of {0}?",
-              "Get the price of {0}.", "What's the stock price of {0}?", "Tell me the price of {0}."),
+              "Get the price of {0}.", "What's the stock price of {0}?", "Tell me the price of {0}.", "[Can|Would|Will] you [tell me|look up|get|find|say] the price of {0}?", "[At|For] [which|what] price [does|can] {0} [sell|trade|be bought]?", "What does {0} cost[ now| today|]?", "How [expensive|much] is {0} [now|today|at the moment]?", "[Check|Show me|Find] the price of {0}.",),
              ("Could you check the price of {0}?", "At what price is {0} now?")),
         lambda w: (w.made_up_word() if w.chance(0.5) else w.made_up_word().upper()[:4],), _price),
 )  # fmt: skip
@@ -201,7 +204,7 @@ def offer(w: Writer, family: ToolFamily) -> Tool:
     """Choose names and write the schema in OpenAI's form."""
     name = w.rng.choice(family.names)
     arguments = tuple(w.rng.choice(names) for names in family.arguments)
-    if w.chance(0.08):
+    if w.chance(0.08 if w.held else 0.2):
         name = f"{name}_{w.made_up_word().lower()}"
     properties: dict[str, Any] = {}
     for argument, kind in zip(arguments, family.types, strict=True):
