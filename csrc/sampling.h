@@ -1,10 +1,10 @@
 // One token per row of logits: temperature, min-p, top-k, top-p, then the largest of logit + Gumbel noise. The rules and
-// the noise are those of xllm/engine/kernels/sampling. Nothing is sorted but the values of the one histogram bin in
-// which a threshold falls.
+// the noise are those of xllm/engine/kernels/sampling. Thresholds are looked for among the largest values first; where
+// those do not settle them, by a histogram of which only the bin is sorted in which a threshold falls.
 #pragma once
 #include <algorithm>
 #include <vector>
-#include "vec.h"
+#include "largest.h"
 
 INLINE uint64_t mix(uint64_t x) {
     x += 0x9E3779B97F4A7C15ull; x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9ull; x = (x ^ x >> 27) * 0x94D049BB133111EBull;
@@ -22,6 +22,8 @@ INLINE vf gumbel(vu ids, uint64_t key) {
 }
 
 struct RowSampler { // of one thread
+    enum { FIRST = 256 }; // of the largest values are tried for top-p
+    Largest largest;
     std::vector<float> scaled, weight, bin_values;
     std::vector<double> mass;
     std::vector<uint32_t> count;
@@ -35,8 +37,67 @@ struct RowSampler { // of one thread
         for (long i = 0; i < vocab; i++) if (bin_of(scaled[i]) == bin) bin_values.push_back(scaled[i]);
     }
 
-    // The smallest logit that survives; scaled and the histogram are filled.
-    float threshold(long vocab, long top_k, double top_p, float least) {
+    double weigh(long vocab, float least) { // exp of all; the sum of those that are at least least
+        double total = 0;
+        const long padded = (vocab + W - 1) / W * W;
+        for (long s = 0; s < padded; s += Largest::SPAN) {
+            vf sum = {};
+            for (long i = s; i < std::min(padded, s + Largest::SPAN); i += W) {
+                const vf x = load(&scaled[i]), y = vexp_low(x);
+                store(&weight[i], y);
+                sum += x >= least ? y : (vf){};
+            }
+            total += sum_of(sum);
+        }
+        return total;
+    }
+
+    // The last of the sorted values, -inf for none of them, before which less than wanted has been seen.
+    float nucleus_of(double wanted, float limit, bool &is_settled) const {
+        double seen = 0;
+        float last = -INFINITY;
+        const auto &found = largest.found;
+        size_t i = 0;
+        while (i < found.size() && found[i].value >= limit && (i == 0 || seen < wanted)) {
+            last = found[i].value;
+            for (; i < found.size() && found[i].value == last; i++) seen += exp((double)last);
+        }
+        is_settled = i < found.size();
+        return last;
+    }
+
+    // The smallest logit that survives; scaled is filled.
+    float threshold(long vocab, long top_k, float top_p, float least) {
+        const bool by_k = top_k > 0 && top_k < vocab, by_p = top_p < 1;
+        largest.summarise(scaled.data(), vocab);
+        float bound = largest.bound(by_k ? top_k : std::min((long)FIRST, (long)largest.peaks.size()));
+        if (by_k && bound == -INFINITY && vocab > 4096) return threshold_by_bins(vocab, top_k, top_p, least);
+        bound = std::max(bound, least);
+        largest.collect(scaled.data(), vocab, bound);
+        auto &found = largest.found;
+        float limit = least;
+        if (by_k && (long)found.size() >= top_k) {
+            std::nth_element(found.begin(), found.begin() + top_k - 1, found.end(), Largest::is_before);
+            limit = std::max(limit, found[top_k - 1].value);
+        }
+        if (!by_p) return limit;
+        bool is_settled;
+        if (by_k) {
+            found.erase(std::remove_if(found.begin(), found.end(), [&](const Largest::Value &v) { return v.value < limit; }), found.end());
+            largest.sort();
+            double total = 0;
+            for (const auto &v : found) total += exp((double)v.value);
+            return std::max(limit, nucleus_of(top_p * total, limit, is_settled));
+        }
+        const double total = weigh(vocab, least);
+        largest.sort();
+        const float nucleus = nucleus_of(top_p * total, limit, is_settled);
+        return is_settled || bound == least ? std::max(limit, nucleus) : threshold_by_bins(vocab, 0, top_p, least);
+    }
+
+    // The same for any number of survivors.
+    float threshold_by_bins(long vocab, long top_k, double top_p, float least) {
+        if (top_p < 1) weigh(vocab, least);
         count.assign(BINS, 0); mass.assign(BINS, 0.0);
         const bool with_mass = top_p < 1;
         for (long i = 0; i < vocab; i++) {
@@ -100,9 +161,8 @@ struct RowSampler { // of one thread
         for (i = 0; i + W <= vocab; i += W) {
             vf x = (load(logits + i) - peak) / temperature;
             store(&scaled[i], x);
-            if (top_p < 1) store(&weight[i], vexp(x));
         }
-        for (; i < vocab; i++) { scaled[i] = (logits[i] - peak) / temperature; weight[i] = expf(scaled[i]); }
+        for (; i < vocab; i++) scaled[i] = (logits[i] - peak) / temperature;
         for (; i < padded; i++) scaled[i] = -INFINITY;
         float limit = -INFINITY;
         if (is_filtered) {

@@ -6,6 +6,7 @@
 #include "moe.h"
 #include "parts.h"
 #include "sampling.h"
+#include "scoring.h"
 
 #define ABI_VERSION 1
 
@@ -213,6 +214,21 @@ void xllm_sample(const float *logits, int64_t rows, int64_t vocab, const float *
         static thread_local RowSampler sampler;
         const uint64_t key = mix(mix(mix((uint64_t)seeds[r]) ^ (uint64_t)choices[r]) ^ (uint64_t)positions[r]);
         out[r] = sampler.draw(logits + r * vocab, vocab, std::max(temperature[r], 1e-10f), top_k[r], top_p[r], min_p[r], key);
+    }
+}
+
+void xllm_penalise(float *logits, int64_t vocab, const PenaltyArgs *rows, int64_t count, int threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (long i = 0; i < count; i++) penalise(logits + rows[i].row * vocab, rows[i]);
+}
+
+// Of count rows of logits: one token each, and the num_top[i] <= max_top best ones (out [count][max_top]).
+void xllm_score(const float *logits, int64_t vocab, const int64_t *rows, const int64_t *tokens, const int64_t *num_top, int64_t count,
+                int64_t max_top, float *logprobs, int64_t *ranks, int64_t *top_ids, float *top_logprobs, int threads) {
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (long i = 0; i < count; i++) {
+        static thread_local Largest largest;
+        score(largest, logits + rows[i] * vocab, vocab, tokens[i], num_top[i], logprobs + i, ranks + i, top_ids + i * max_top, top_logprobs + i * max_top);
     }
 }
 }

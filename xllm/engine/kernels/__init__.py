@@ -9,7 +9,9 @@
     kv_write/          new keys and values into their slots
     paged_attention/   attention of groups of rows over gathered blocks
     contiguous_attention/  attention of one row over a base and a stride
-    sampling/          filters, counter-based Gumbel noise, log-probabilities
+    penalties/         repetition, frequency and presence penalties, in place
+    sampling/          filters, counter-based Gumbel noise
+    scoring/           log-probabilities, ranks and the best tokens
     table.py           the dispatch: operation -> implementations; ``select_kernels``
 
 An implementation is a row of ``KERNEL_TABLE``; a new one adds a row and is tested against the reference by

@@ -21,6 +21,10 @@ KERNEL_TABLE: Registry[Any] = Registry(
         "pack_weight.native": "xllm.engine.kernels.linear.native:pack_weight",
         "sample.reference": "xllm.engine.kernels.sampling.reference:sample_gumbel",
         "sample.native": "xllm.engine.kernels.sampling.native:sample_gumbel",
+        "penalise.reference": "xllm.engine.kernels.penalties.reference:penalise",
+        "penalise.native": "xllm.engine.kernels.penalties.native:penalise",
+        "score.reference": "xllm.engine.kernels.scoring.reference:score",
+        "score.native": "xllm.engine.kernels.scoring.native:score",
         "rms_norm.native": "xllm.engine.kernels.rms_norm.native:rms_norm",
         "silu_mul.native": "xllm.engine.kernels.silu_mul.native:silu_mul",
         "paged_attention.native": "xllm.engine.kernels.paged_attention.native:paged_attention",
@@ -39,7 +43,12 @@ KERNEL_TABLE: Registry[Any] = Registry(
 
 PREFERENCE: Mapping[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cuda": ("reference",)}
 """Per platform kind, implementations from best to last; the first that has a row and can run wins."""
-FOLLOWS: Mapping[str, str] = {"pack_weight": "linear", "pack_experts": "moe"}
+FOLLOWS: Mapping[str, str] = {
+    "pack_weight": "linear",
+    "pack_experts": "moe",
+    "penalise": "sample",
+    "score": "sample",
+}
 """Operations that go with another one's choice."""
 
 
@@ -61,6 +70,8 @@ class Kernels:
     """Rows differ in what they are called with; each has its attention backend."""
     contiguous_attention: Kernel
     sample: Kernel
+    penalise: Kernel
+    score: Kernel
 
 
 def choose_kernels(kind: str = "cpu", overrides: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -61,6 +61,14 @@ class MoeArgs(ctypes.Structure):
     _fields_ += [(name, c_int64) for name in ("hidden", "inner", "experts", "top_k", "is_normed")]
 
 
+class PenaltyArgs(ctypes.Structure):
+    """``struct PenaltyArgs`` of csrc/scoring.h."""
+
+    _fields_ = [(name, c_void_p) for name in ("ids", "counts")]
+    _fields_ += [(name, c_int64) for name in ("row", "num_ids")]
+    _fields_ += [(name, c_float) for name in ("frequency", "presence", "repetition")]
+
+
 class LayerArgs(ctypes.Structure):
     """``struct LayerArgs`` of csrc/xllm_cpu.cpp."""
 
@@ -95,6 +103,8 @@ _SIGNATURES = {
         *(c_void_p, c_int64, c_int),
     ),
     "xllm_final_norm": (c_int, c_void_p, c_int64, c_void_p, c_int64, c_float, c_void_p, c_int),
+    "xllm_penalise": (c_void_p, c_int64, POINTER(PenaltyArgs), c_int64, c_int),
+    "xllm_score": (c_void_p, c_int64, *((c_void_p,) * 3), c_int64, c_int64, *((c_void_p,) * 4), c_int),
     "xllm_sample": (c_void_p, c_int64, c_int64, *((c_void_p,) * 8), c_int),
 }
 

@@ -21,7 +21,9 @@ import torch
 
 from xllm.engine.attention import StepPlanner
 from xllm.engine.kernels import Kernel
+from xllm.engine.kernels.penalties.reference import penalise as penalise_with_torch
 from xllm.engine.kernels.sampling import sample_gumbel
+from xllm.engine.kernels.scoring.reference import score as score_with_torch
 from xllm.engine.memory import KVMemory
 from xllm.engine.models import CausalLM, StepInterrupted
 from xllm.engine.platform import Platform
@@ -56,6 +58,8 @@ class ModelRunner:
         num_threads: int,
         graph_book: GraphBook | None = None,
         sample: Kernel = sample_gumbel,
+        penalise: Kernel = penalise_with_torch,
+        score: Kernel = score_with_torch,
     ) -> None:
         self._model = model
         self._kv = kv
@@ -69,7 +73,8 @@ class ModelRunner:
             block_size=kv.block_size,
             num_groups=len(kv.layout.groups),
         )
-        self._sampler = Sampler(self._rows, sample)
+        self._score = score
+        self._sampler = Sampler(self._rows, sample, penalise=penalise, score=score)
 
     def prepare_thread(self) -> None:
         """Set what torch keeps per thread; called on the thread that will call ``run``."""
@@ -152,7 +157,7 @@ class ModelRunner:
             part = slice(begin, begin + size)
             logits = self._model.compute_logits(hidden[to_device(plan.scored_tokens[part], hidden.device)])
             wanted = to_device(targets[part].astype("int64"), hidden.device)
-            scored = score_tokens(logits, wanted, num_top[part])
+            scored = score_tokens(logits, wanted, num_top[part], score=self._score)
             for owner, score in zip(plan.scored_owner[part].tolist(), scored, strict=True):
                 found = scores[owner]
                 if found is None:

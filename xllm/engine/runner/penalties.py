@@ -13,8 +13,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from xllm.engine.kernels import Kernel
+from xllm.engine.kernels.penalties.reference import PenalisedRow
+from xllm.engine.kernels.penalties.reference import penalise as penalise_with_torch
 from xllm.engine.runner.rows import IntArray, PersistentRows
-from xllm.engine.runner.sampling_columns import FloatArray
 
 
 class _Counts:
@@ -49,8 +51,9 @@ class _Counts:
 class Penalties:
     """Counts of the rows that need them."""
 
-    def __init__(self, rows: PersistentRows) -> None:
+    def __init__(self, rows: PersistentRows, penalise: Kernel = penalise_with_torch) -> None:
         self._rows = rows
+        self._penalise = penalise
         self._counts: dict[int, tuple[int, _Counts]] = {}
 
     def apply(self, logits: torch.Tensor, indices: IntArray, row_ids: IntArray) -> None:
@@ -61,18 +64,16 @@ class Penalties:
             indices: ``[K]`` which of the N rows of logits.
             row_ids: ``[K]`` whose persistent rows they belong to.
         """
-        states = [self._follow(int(row)) for row in row_ids]
-        sizes = np.array([s.num_distinct for s in states])
         sampling = self._rows.sampling
-        ids = np.concatenate([s.ids[: s.num_distinct] for s in states])
-        counts = np.concatenate([s.counts[: s.num_distinct] for s in states])
-        minus = counts * np.repeat(sampling.frequency[row_ids], sizes)
-        minus += (counts > 0) * np.repeat(sampling.presence[row_ids], sizes)
-        at = (_tensor(np.repeat(indices, sizes), logits), _tensor(ids, logits))
-        factor = _tensor(np.repeat(sampling.repetition[row_ids], sizes), logits)
-        values = logits[at]
-        values = torch.where(values > 0, values / factor, values * factor) - _tensor(minus, logits)
-        logits[at] = values
+        penalised = []
+        for index, row in zip(indices.tolist(), row_ids.tolist(), strict=True):
+            known = self._follow(row)
+            size = known.num_distinct
+            penalties = (sampling.frequency[row], sampling.presence[row], sampling.repetition[row])
+            penalised.append(
+                PenalisedRow(index, known.ids[:size], known.counts[:size], *map(float, penalties))
+            )
+        self._penalise(logits, penalised)
 
     def _follow(self, row: int) -> _Counts:
         rows = self._rows
@@ -86,7 +87,3 @@ class Penalties:
         for token in rows.history(row)[counts.num_counted :].tolist():
             counts.append(token)
         return counts
-
-
-def _tensor(array: IntArray | FloatArray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(array).to(like.device)

@@ -20,7 +20,9 @@ import torch
 from numpy.typing import NDArray
 
 from xllm.engine.kernels import Kernel
+from xllm.engine.kernels.penalties.reference import penalise as penalise_with_torch
 from xllm.engine.kernels.sampling import sample_gumbel
+from xllm.engine.kernels.scoring.reference import score as score_with_torch
 from xllm.engine.runner.logprobs import score_tokens
 from xllm.engine.runner.masks import apply_mask
 from xllm.engine.runner.model_input import to_device
@@ -67,10 +69,18 @@ class Samples:
 class Sampler:
     """Samples from logits by the parameters of persistent rows; see the module."""
 
-    def __init__(self, rows: PersistentRows, sample: Kernel = sample_gumbel) -> None:
+    def __init__(
+        self,
+        rows: PersistentRows,
+        sample: Kernel = sample_gumbel,
+        *,
+        penalise: Kernel = penalise_with_torch,
+        score: Kernel = score_with_torch,
+    ) -> None:
         self._rows = rows
         self._sample = sample
-        self._penalties = Penalties(rows)
+        self._score = score
+        self._penalties = Penalties(rows, penalise)
 
     def sample(self, logits: torch.Tensor, plan: StepPlan, mask: StepMask | None) -> Samples:
         """Draw one token per logit row.
@@ -83,9 +93,12 @@ class Sampler:
         columns = self._rows.sampling
         row_ids = plan.rows[plan.sample_owner]
         scored = np.flatnonzero(columns.num_logprobs[row_ids] != NO_LOGPROBS)
-        raw = logits[to_device(scored, logits.device)] if len(scored) else None
-        self._add_biases(logits, row_ids)
         penalised = np.flatnonzero(columns.needs_penalties[row_ids])
+        raw = logits
+        raw_rows: torch.Tensor | None = to_device(scored, logits.device)
+        if len(scored) and (len(penalised) or mask is not None or columns.has_bias[row_ids].any()):
+            raw, raw_rows = logits[raw_rows], None
+        self._add_biases(logits, row_ids)
         if len(penalised):
             self._penalties.apply(logits, penalised, row_ids[penalised])
         if mask is not None:
@@ -96,9 +109,10 @@ class Sampler:
         if len(drawn):
             chosen[to_device(drawn, logits.device)] = self._draw(logits, drawn, row_ids[drawn], plan)
         samples = Samples(chosen.cpu().numpy(), errors=errors)
-        if raw is not None:
+        if len(scored):
             picked = chosen[to_device(scored, logits.device)]
-            scores = score_tokens(raw, picked, columns.num_logprobs[row_ids[scored]].tolist())
+            num_top = columns.num_logprobs[row_ids[scored]].tolist()
+            scores = score_tokens(raw, picked, num_top, rows=raw_rows, score=self._score)
             samples.logprobs = dict(zip(scored.tolist(), scores, strict=True))
         return samples
 

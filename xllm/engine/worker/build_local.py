@@ -174,6 +174,8 @@ def _build_runner(
         num_threads=resolved.num_threads,
         graph_book=_build_graph_book(resolved, model, kv, planner, platform, build),
         sample=build.kernels.sample,
+        penalise=build.kernels.penalise,
+        score=build.kernels.score,
     )
 
 
@@ -188,7 +190,7 @@ def _build_graph_book(
     if resolved.graphs == "layers":
         if build.are_native and isinstance(build.attention, NativeAttention) and can_run_natively(model):
             return NativeBook(model, kv, planner, platform.device, build.attention)
-        _LOG.info("layers run operation by operation: they are not dense, or the CPU kernels are off")
+        _LOG.info("layers run operation by operation: they are not packed, or the CPU kernels are off")
         return EagerBook(model, kv, planner, platform.device)
     if resolved.graphs == "off":
         return EagerBook(model, kv, planner, platform.device)

@@ -1,0 +1,82 @@
+"""Penalties and log-probabilities of the CPU library: every variant, against torch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from xllm.engine.kernels.penalties import native as native_penalties
+from xllm.engine.kernels.penalties import reference as torch_penalties
+from xllm.engine.kernels.penalties.reference import PenalisedRow
+from xllm.engine.kernels.scoring import native as native_scoring
+from xllm.engine.kernels.scoring import reference as torch_scoring
+from xllm.engine.platform import native, native_build
+from xllm.engine.platform.native import native_library
+from xllm.engine.platform.native_build import usable_variants
+
+pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+
+
+@pytest.fixture(params=usable_variants(native_build.read_cpu_flags()))
+def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every variant this CPU runs, as the one that kernels use."""
+    library = native_library(request.param)
+    assert library is not None
+    real = native.native_library
+    monkeypatch.setattr(native, "native_library", lambda name="": library if not name else real(name))
+    return str(request.param)
+
+
+@pytest.mark.parametrize("vocab", [5, 331, 5003])
+def test_penalties(variant: str, vocab: int) -> None:
+    rng = np.random.default_rng(vocab)
+    logits = torch.randn(7, vocab, generator=torch.Generator().manual_seed(1))
+    rows = [
+        PenalisedRow(
+            index,
+            rng.permutation(vocab)[: rng.integers(0, vocab)].astype(np.int64),
+            rng.integers(0, 3, vocab).astype(np.float32),
+            *(float(rng.normal()), float(rng.normal()), float(rng.uniform(0.5, 2))),
+        )
+        for index in (6, 0, 3)
+    ]
+    rows = [
+        PenalisedRow(r.index, r.ids, r.counts[: len(r.ids)], r.frequency, r.presence, r.repetition)
+        for r in rows
+    ]
+    got, wanted = logits.clone(), logits.clone()
+    native_penalties.penalise(got, rows)
+    torch_penalties.penalise(wanted, rows)
+    torch.testing.assert_close(got, wanted)
+    assert torch.equal(got[[1, 2, 4, 5]], logits[[1, 2, 4, 5]]) and not torch.equal(got, logits)
+
+
+@pytest.mark.parametrize("vocab", [3, 64, 331, 5003])
+@pytest.mark.parametrize("rows", [None, [4, 0, 4]])
+def test_scores(variant: str, vocab: int, rows: list[int] | None) -> None:
+    """Sharp and flat rows, values that occur twice, forbidden tokens, more wanted than there are."""
+    logits = torch.randn(6, vocab, generator=torch.Generator().manual_seed(vocab))
+    logits[1] *= 30
+    logits[2] = logits[2].round()
+    logits[3, 1:] = float("-inf")
+    picked = None if rows is None else torch.tensor(rows)
+    count = 6 if rows is None else len(rows)
+    tokens = torch.arange(count) % vocab
+    num_top = [0, 20, 3, 5, 400, 1][:count]
+    got = native_scoring.score(logits, picked, tokens, num_top)
+    wanted = torch_scoring.score(logits, picked, tokens, num_top)
+    assert got.ranks == wanted.ranks
+    assert got.logprobs == pytest.approx(wanted.logprobs, abs=2e-5)
+    for i, asked in enumerate(min(n, vocab) for n in num_top):
+        assert got.top_logprobs[i][:asked] == pytest.approx(wanted.top_logprobs[i][:asked], abs=2e-5)
+        row = logits[i if rows is None else rows[i]]
+        best = sorted(range(vocab), key=lambda token: (-float(row[token]), token))
+        assert got.top_ids[i][:asked] == best[:asked]
+
+
+def test_a_broken_row_is_not_sorted() -> None:
+    logits = torch.zeros(3, 700)
+    logits[0, ::2], logits[1], logits[2, 5] = float("nan"), float("-inf"), float("inf")
+    scores = native_scoring.score(logits, None, torch.zeros(3, dtype=torch.int64), [20, 20, 20])
+    assert all(np.isnan(scores.logprobs))
