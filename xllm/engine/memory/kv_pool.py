@@ -18,10 +18,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from xllm.engine.memory.kv_memory import LayerKV
+from xllm.engine.platform.host_memory import untouched_bytes
 from xllm.engine.platform.platform import torch_dtype
 from xllm.errors import CapacityError
 from xllm.types.batch import Batch
@@ -97,5 +97,4 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     start-up time and no memory before it is used."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    raw = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(raw).view(dtype).view(shape)
+    return untouched_bytes(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)

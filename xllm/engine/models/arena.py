@@ -11,7 +11,6 @@ INVARIANTS
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +23,6 @@ from xllm.engine.layers.linear import Linear
 from xllm.engine.models.decoder import CausalLM
 
 ALIGN = 4096
-HUGE_PAGE_BYTES = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +77,6 @@ def plan_places(model: CausalLM) -> list[Place]:
 def arena_bytes(places: Sequence[Place]) -> int:
     """Length of the arena."""
     return places[-1].begin + -(-places[-1].num_bytes // ALIGN) * ALIGN if places else 0
-
-
-def new_arena(num_bytes: int) -> torch.Tensor:
-    """Fresh, untouched memory: uint8 ``[num_bytes]`` at a huge page's boundary, where there are huge pages."""
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-    memory = mmap.mmap(-1, num_bytes + HUGE_PAGE_BYTES, flags=flags)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # a kernel without huge pages: the same memory in small ones
-    whole = torch.frombuffer(memory, dtype=torch.uint8)
-    offset = -whole.data_ptr() % HUGE_PAGE_BYTES
-    return whole[offset : offset + num_bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,13 @@ from xllm.base.phases import OnPhase, measured
 from xllm.config.model_spec import ModelSpec
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source
-from xllm.engine.models.arena import arena_bytes, bind, new_arena, plan_places
+from xllm.engine.models.arena import arena_bytes, bind, plan_places
 from xllm.engine.models.checkpoint import Checkpoint
 from xllm.engine.models.decoder import CausalLM
 from xllm.engine.models.packed_cache import PackedCache
 from xllm.engine.models.reader import read_weights
 from xllm.engine.models.registry import build_model
+from xllm.engine.platform.host_memory import untouched_bytes
 from xllm.engine.platform.native import native_library
 from xllm.errors import ModelError
 
@@ -95,7 +96,7 @@ def _fill_arena(
         read_weights(checkpoint, sources, bound.packed, num_threads=num_threads, progress=advance)
         return
     created = None if cache is None else cache.try_create()
-    bound = bind(places, new_arena(arena_bytes(places)) if created is None else created)
+    bound = bind(places, untouched_bytes(arena_bytes(places)) if created is None else created)
     try:
         read_weights(checkpoint, sources, bound.packed, num_threads=num_threads, progress=advance)
         if cache is not None and created is not None:

@@ -3,6 +3,7 @@
 platform.py   the Platform protocol, ``select_platform``
 cpu.py        the host
 cuda.py       one NVIDIA GPU
+host_memory.py  zeros that cost nothing until they are touched
 native.py     the CPU kernels' shared library, loaded
 native_build.py  builds it, once per source, compiler and CPU
 """
