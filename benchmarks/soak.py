@@ -4,8 +4,8 @@
 
 Two timed engines and two service replicas over a real etcd stay all the time. Meanwhile clients connect, ask, leave
 in the middle or read to the end; guests (engines of the same model, and of another one) join and leave, by SIGTERM
-or kill -9. After a warm-up everything is stopped for a moment and measured, likewise at the end; RSS is sampled in
-between.
+or kill -9. Rings and patience are small, so that what grows to a bound has reached it early. After a warm-up
+everything is stopped for a moment and measured, likewise at the end; RSS is sampled in between.
 
 Reported per process: RSS before and after and its slope (Theil-Sen, MiB/min, over the last two thirds), asyncio tasks,
 descriptors, sockets and threads at rest before and after; KV blocks used and leased at rest. Status 1 when tasks,
@@ -122,7 +122,7 @@ async def at_rest(world: World) -> dict[str, Holding]:
             if held(reply):
                 return False
         listed = {row["id"] for row in (await world.status())["instances"]}
-        return listed == set(world.engines)
+        return listed == set(world.engines) and await world.is_whole()
 
     await until(is_quiet, "the cluster is at rest", 60.0)
     await asyncio.sleep(2.0)  # connections of the last clients are closing
@@ -131,7 +131,9 @@ async def at_rest(world: World) -> dict[str, Holding]:
 
 async def soak(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
     """See the module."""
-    options = WorldOptions(num_engines=2, step_s=0.01, lease_ttl_s=2.0, policy=args.policy)
+    options = WorldOptions(
+        num_engines=2, step_s=0.01, lease_ttl_s=2.0, policy=args.policy, forget_after_s=5.0, num_trace_records=4096
+    )  # fmt: skip
     async with World(directory, options, args.seed) as world:
         pool = await build_pool(world.session, world.urls["service-0"], args.seed, count=24, max_tokens=60)
         total_s = args.minutes * 60

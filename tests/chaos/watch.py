@@ -12,6 +12,7 @@ from tests.chaos.schedule import AFTERMATH_S, ENGINE_KINDS, Fault
 from tests.chaos.world import World
 
 POLL_S = 0.1
+DOUBTS = ("suspect", "lost", "degraded")
 FAST_POLL_S = 0.02
 """While a fault waits to be noticed."""
 
@@ -34,6 +35,8 @@ class Mark:
     waiting: set[int] = field(default_factory=set)
     """Streams that were open at the strike and have had no event since."""
     states: set[str] = field(default_factory=set)
+    num_streams: int = 0
+    """Open at the strike."""
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -44,6 +47,7 @@ class Mark:
             "alone": self.is_alone,
             "noticed_s": {name: round(value, 3) for name, value in sorted(self.noticed_s.items())},
             "called": sorted(self.states),
+            "streams": self.num_streams,
             "worst_gap_s": round(self.worst_gap_s, 3),
             "back_s": None if self.back_s is None else round(self.back_s, 3),
         }
@@ -79,7 +83,7 @@ class Watch:
     def struck(self, fault: Fault, streams: set[int]) -> Mark:
         """A fault begins now; ``streams`` are open."""
         now_s = time.monotonic()
-        mark = Mark(fault, now_s, waiting=set(streams))
+        mark = Mark(fault, now_s, waiting=set(streams), num_streams=len(streams))
         for other in self.marks:
             if other.healed_s is None or now_s - other.healed_s < AFTERMATH_S / 2:
                 mark.is_alone = other.is_alone = False
@@ -119,6 +123,8 @@ class Watch:
             if mark.fault.kind not in ENGINE_KINDS:
                 continue
             state = states.get(name, "unknown")
+            if self._is_fresh(service):
+                continue
             if state != "ready" and asked_s >= mark.struck_s and mark.back_s is None:
                 mark.states.add(state)
                 mark.noticed_s.setdefault(service, now_s - mark.struck_s)
@@ -130,9 +136,9 @@ class Watch:
             ):
                 mark.back_s = now_s - mark.healed_s
         for name in self._world.engines:
-            is_struck = any(m.fault.target == name and m.healed_s is None for m in self.marks)
+            is_struck = any(m.fault.target == name and m.back_s is None for m in self.marks)
             state = states.get(name, "unknown")
-            if state == "ready":
+            if state not in DOUBTS:
                 self._doubted.discard((service, name))
             elif not is_struck and now_s > self._clear_s[name] and (service, name) not in self._doubted:
                 if self._is_fresh(service):

@@ -40,6 +40,9 @@ class WorldOptions:
     lease_ttl_s: float = 3.0
     policy: str = "round_robin"
     model: str = "demo"
+    forget_after_s: float = 60.0
+    """Until a replica forgets a dead engine whose lease has ended."""
+    num_trace_records: int = 65_536
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = SETTLE_S) -> None:
@@ -172,6 +175,9 @@ class World:
         path.write_text(json.dumps(profile))
         return "--executor", f"timed:{path}", "--num-threads", "1"
 
+    def _ring(self) -> tuple[str, ...]:
+        return "--set", f"server.num_trace_records={self.options.num_trace_records}"
+
     async def _add_engine(self, name: str) -> None:
         port = self._ports[name] = free_port()
         link = self.engine_links[name] = await self._proxy(f"127.0.0.1:{port}")
@@ -179,6 +185,7 @@ class World:
             "engine", self.options.model, *self.executor_flags(), *await self._registry_flags(name),
             "--instance-id", name, "--endpoint", f"127.0.0.1:{port}", "--advertise", link.address,
             "--rpc-token", TOKEN, "--num-gpu-blocks-override", "4096",
+            *self._ring(),
         )  # fmt: skip
         self.engines[name] = Process(name, args, self.directory)
 
@@ -188,6 +195,7 @@ class World:
         args = (
             "service", self.options.model, *await self._registry_flags(name), "--port", str(port),
             "--rpc-token", TOKEN, "--routing-policy", self.options.policy,
+            "--set", f"cluster.forget_after_s={self.options.forget_after_s:g}", *self._ring(),
         )  # fmt: skip
         self.services[name] = Process(name, args, self.directory)
 

@@ -132,6 +132,8 @@ class Directory:
     def _take_item(self, item: StoreItem) -> None:
         try:
             published = decode_instance(item.key, item.value)
+            if item.key != self._prefix + published.info.id:  # a name is one part of a path, and has one key
+                raise RegistryError(f"registry key {item.key!r} is not the key of {published.info.id!r}")
         except RegistryError as exc:
             if (item.key, item.value) not in self._bad and len(self._bad) < _MAX_BAD:
                 self._bad.add((item.key, item.value))

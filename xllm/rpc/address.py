@@ -16,6 +16,9 @@ from xllm.errors import ConfigError
 MAX_UNIX_PATH_BYTES = 107
 """Longest path a Linux ``sockaddr_un`` holds, without its final zero."""
 
+MAX_NAME_PART = 63
+"""Longest part of a host name between two dots."""
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -48,6 +51,8 @@ def parse_address(text: str) -> Address:
         ConfigError: it is neither of the two forms.
     """
     hint = "use unix:/path or host:port"
+    if not text.isprintable():
+        raise ConfigError(f"address {text!r} has characters that no address has", hint=hint)
     if text.startswith("unix:"):
         path = text.removeprefix("unix:")
         path = path[2:] if path.startswith("///") else path
@@ -63,6 +68,8 @@ def parse_address(text: str) -> Address:
     host = host.removeprefix("[").removesuffix("]")
     if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
         raise ConfigError(f"address {text!r} is not understood", hint=hint)
+    if " " in host or any(len(part) > MAX_NAME_PART for part in host.split(".")):
+        raise ConfigError(f"address {text!r} has no host name", hint=hint)
     return Address(host=host, port=int(port))
 
 

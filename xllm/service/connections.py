@@ -179,7 +179,9 @@ class Connections:
 
         client = await EngineClient.connect(
             record.info.address,
-            peer=self._peer,
+            # An engine gives a peer's requests to its newest connection. A stale record of an address that another
+            # engine has now must not take that one's away, so every incarnation has a peer of its own.
+            peer=f"{self._peer}/{record.info.incarnation}",
             token=record.token,
             on_outputs=lambda frame: events.on_outputs(instance_id, frame) if is_current() else None,
             on_heartbeat=lambda reply: events.on_heartbeat(instance_id, reply) if is_current() else None,
@@ -193,11 +195,14 @@ class Connections:
                 raise InstanceLost(
                     f"{record.info.address} is answered by another incarnation, {info.incarnation}"
                 )
+            # What answers counts, not what somebody has published of it.
+            info = structs.replace(info, id=instance_id)
+            self._cluster.check(info)
         except BaseException:  # cancelled, too: nobody else knows of this connection
             await client.close()
             raise
         is_same = instance.info.incarnation == info.incarnation
-        self._cluster.on_connected(structs.replace(info, id=instance_id))
+        self._cluster.on_connected(info)
         self.clients[instance_id] = client
         events.on_connected(instance_id, is_same=is_same)
         return client

@@ -85,13 +85,11 @@ class Cluster:
         Raises:
             ConfigError: it names blocks or tokens differently from the others of its group.
         """
-        for other in self._instances.values():
-            if other.info.group == info.group and other.info.id != info.id:
-                try:
-                    _check_same_names(other.info, info)
-                except ConfigError as error:
-                    self.refused[info.id] = error.message
-                    raise
+        try:
+            self.check(info)
+        except ConfigError as error:
+            self.refused[info.id] = error.message
+            raise
         self.refused.pop(info.id, None)
         if self._may_serve(info):
             self._num_joined += 1
@@ -101,6 +99,12 @@ class Cluster:
         return self._instances.setdefault(
             info.id, Instance(info, self._clock, self._stall_timeout_s, self._patience)
         )
+
+    def check(self, info: InstanceInfo) -> None:
+        """Raise ConfigError where an instance names blocks or tokens differently from the others of its group."""
+        for other in self._instances.values():
+            if other.info.group == info.group and other.info.id != info.id:
+                _check_same_names(other.info, info)
 
     def remove(self, instance_id: InstanceId) -> None:
         """Forget an instance."""
