@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import NoReturn, Protocol, cast
 
 from xllm import __version__
+from xllm.base.garbage import start_without_collecting
 from xllm.errors import ConfigError, XllmError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -24,6 +25,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "service": ("xllm.cli.service", "run the HTTP edge over engines that run elsewhere"),
     "cluster": ("xllm.cli.cluster", "show the instances of a registry, or drain one"),
 }
+SERVERS = ("serve", "service", "engine")
+"""Commands whose process serves until it is told to end."""
 
 
 class Command(Protocol):
@@ -76,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not words or words[0] in ("--help", "-h", "help"):
         print(_usage())
         return 0 if words else 2
+    if argv is None and words[0] in SERVERS:  # a process of its own
+        start_without_collecting()
     try:
         return _run(words[0], words[1:])
     except XllmError as error:

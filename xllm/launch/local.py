@@ -13,6 +13,7 @@ from xllm.api.app import build_app
 from xllm.api.serve import HttpServer, check_address
 from xllm.api.text_pipeline import TextPipeline
 from xllm.base.event_loop import run_event_loop
+from xllm.base.garbage import collect_what_serving_makes
 from xllm.base.phases import SPANS_MARK, Phases, format_spans
 from xllm.base.waits import WaitTable, install_dump_signal
 from xllm.config.cluster import InstanceConfig, RegistryConfig
@@ -137,6 +138,7 @@ async def run_edge(
         if not service.model.is_known:
             log.info("listening at %s; no engine has joined yet, requests are answered 503", url)
             await service.until_joined()  # ends with the server
+        collect_what_serving_makes()
         _greet(url, service.model.names[0], bool(config.api.api_key))
 
     def begin(url: str) -> None:

@@ -22,6 +22,7 @@ from dataclasses import replace
 from msgspec import structs
 
 from xllm.base.event_loop import run_event_loop
+from xllm.base.garbage import collect_what_serving_makes, start_without_collecting
 from xllm.base.log import setup_logging
 from xllm.base.malloc import keep_step_buffers
 from xllm.base.phases import measured, process_age_s
@@ -105,6 +106,7 @@ def run_engine(
     Raises:
         ConfigError, ModelError, CapacityError: it cannot start.
     """
+    keep_step_buffers()
     private_dir = ""
     registry, instance = registry or RegistryConfig(), instance or InstanceConfig()
     endpoint = endpoint or config.server.endpoint
@@ -164,6 +166,7 @@ async def _serve(
     process.attach(server)
     if config.scheduler.profile_startup:
         await server.profile_startup()
+    collect_what_serving_makes()
     on_ready(server.info())
     log.info("ready at %s", address)
     membership.begin(server)
@@ -237,7 +240,7 @@ def main() -> None:
     """Run as a child process and leave without waiting for threads that may hang in a forward."""
     parser = argparse.ArgumentParser(prog="xllm.engine.server", description="Started by xllm.launch.")
     parser.add_argument("--control-fd", type=int, required=True)
-    keep_step_buffers()
+    start_without_collecting()
     status = run_child(socket.socket(fileno=parser.parse_args().control_fd))
     logging.shutdown()
     sys.stdout.flush()
