@@ -34,6 +34,7 @@ FOREIGN_FLAGS = {
     "--quick",
     "--resume",
     "--device",
+    "--minutes",
 }
 
 
