@@ -52,10 +52,11 @@ class Pools:
         are_shared: bool = True,
     ) -> torch.Tensor:
         _, heads, size, dim = self.k.shape
+        rows = replace(rows, are_prefixes_shared=are_shared)
         strides = KVStrides(size, heads * size * dim, size * dim, dim)
         return paged_attention(
             q, (self.k, self.v), strides, heads, rows, SCALE, window,
-            split_below=split_below, are_shared=are_shared,
+            split_below=split_below,
         )  # fmt: skip
 
     def expected(self, q: torch.Tensor, rows: StepRows, window: int | None) -> torch.Tensor:

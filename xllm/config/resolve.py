@@ -99,6 +99,7 @@ class _Resolver:
             graphs=self.graphs(device),
             max_graph_tokens=config.runner.max_graph_tokens,
             kernels=config.runner.kernels,
+            shared_prefix_attention=config.runner.shared_prefix_attention,
             batch_invariant=config.runner.batch_invariant,
             max_model_len=max_model_len,
             kv_layout=layout,

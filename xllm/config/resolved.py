@@ -56,6 +56,8 @@ class ResolvedEngineConfig:
     """Tokens of the largest graph."""
     kernels: str
     """Which implementation computes what: auto, a name, or op=name,..."""
+    shared_prefix_attention: bool
+    """Whether rows with a common prefix read it once."""
     batch_invariant: bool
     """Logits independent of batch and chunking."""
     max_model_len: int

@@ -27,7 +27,7 @@ class RunnerConfig:
     """Run every step operation by operation, never as a graph: the off switch of ``graphs``."""
     graphs: Graphs = "auto"
     """How a step is launched. ``off``: operation by operation. ``layers``: each layer as one call of the CPU
-    kernels, for dense models; the default on a CPU. ``decode`` and ``all``: as graphs over persistent, padded
+    kernels; the default on a CPU. ``decode`` and ``all``: as graphs over persistent, padded
     inputs, steps in which every row has one token or steps with prompts too; on a CPU such a graph is the padded
     forward itself, which saves nothing, and on a GPU graphs are not built yet."""
     max_graph_tokens: int = 512
@@ -35,6 +35,9 @@ class RunnerConfig:
     kernels: str = "auto"
     """Which implementation computes what: ``auto`` takes the best that runs here; ``reference`` torch's own operations
     everywhere; ``op=name,...`` chooses by operation (``linear=reference,paged_attention=native``)."""
+    shared_prefix_attention: bool = True
+    """Read the keys and values of a prefix that several rows of a step share once for all of them (CPU kernels). No bit
+    of a result depends on it."""
     batch_invariant: bool = False
     """Make logits independent of batch, chunking and phase. Only false is built; float32 comes close
     without it."""

@@ -68,11 +68,19 @@ class NativePlanner:
 class NativeAttention:
     """Stores new keys and values, then attends all rows in one call."""
 
-    def __init__(self, kernels: Kernels, *, block_size: int | None, rows_per_token: int | None) -> None:
+    def __init__(
+        self,
+        kernels: Kernels,
+        *,
+        block_size: int | None,
+        rows_per_token: int | None,
+        are_prefixes_shared: bool = True,
+    ) -> None:
         """``block_size``: of the contiguous layout, whose shape does not tell; None: blocks ``[N, H, P, K]``."""
         self._write = kernels.kv_write
         self._block_size = block_size
         self._rows_per_token = rows_per_token
+        self._are_prefixes_shared = are_prefixes_shared
         self._rows: tuple[AttentionMetadata, StepRows] | None = None
 
     def forward(
@@ -98,7 +106,9 @@ class NativeAttention:
         """The rows of a step under a key of their own, the same for all its layers."""
         if self._rows is None or self._rows[0] is not metadata:
             tables = np.ascontiguousarray(metadata.block_tables, dtype=np.int32)
-            rows = StepRows(metadata.query_start, metadata.seq_lens, tables, next(_KEYS))
+            rows = StepRows(
+                metadata.query_start, metadata.seq_lens, tables, next(_KEYS), self._are_prefixes_shared
+            )
             self._rows = (metadata, rows)
         return self._rows[1]
 

@@ -36,6 +36,7 @@ def build_context(
     contiguous_rows_per_token: int | None = None,
     block_size: int | None = None,
     kernels: Mapping[str, str] | None = None,
+    are_prefixes_shared: bool = True,
 ) -> BuildContext:
     """The best kernels of the device, and the backend of the memory layout.
 
@@ -43,6 +44,7 @@ def build_context(
         contiguous_rows_per_token: rows of ``head_dim`` numbers per token of the contiguous layout; None: block tables.
         block_size: tokens per page of the contiguous layout.
         kernels: operation -> implementation, over the best.
+        are_prefixes_shared: whether rows with a common prefix read it once, where the backend can.
 
     Raises:
         ConfigError: an implementation does not exist or cannot run here.
@@ -53,7 +55,12 @@ def build_context(
     loaded = load_kernels(chosen)
     attention: AttentionBackend
     if chosen["paged_attention"] == "native":
-        attention = NativeAttention(loaded, block_size=block_size, rows_per_token=contiguous_rows_per_token)
+        attention = NativeAttention(
+            loaded,
+            block_size=block_size,
+            rows_per_token=contiguous_rows_per_token,
+            are_prefixes_shared=are_prefixes_shared,
+        )
     elif contiguous_rows_per_token is not None:
         attention = ContiguousAttention(loaded, rows_per_token=contiguous_rows_per_token)
     else:

@@ -68,6 +68,7 @@ def build_local_executor(
             contiguous_rows_per_token=_contiguous_rows(resolved),
             block_size=resolved.kv_layout.block_size,
             kernels=parse_kernels(resolved.kernels),
+            are_prefixes_shared=resolved.shared_prefix_attention,
         )
     begin_s = time.perf_counter()
     model = _load(resolved, build, progress, on_phase)

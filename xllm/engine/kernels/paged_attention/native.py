@@ -39,6 +39,8 @@ class StepRows:
     """``[S, M]``"""
     key: int = 0
     """Names these rows in this process: calls with the same key share their plan; 0 = never."""
+    are_prefixes_shared: bool = True
+    """Whether rows whose tables begin alike read those blocks once; results do not depend on it."""
 
 
 def attention_args(
@@ -59,7 +61,7 @@ def attention_args(
         head_stride=strides.head,
         token_stride=strides.token,
         split_below=UNITS_PER_THREAD * num_threads if num_threads > 1 else 0,
-        are_shared=True,
+        are_shared=rows.are_prefixes_shared,
     )
 
 
@@ -73,7 +75,6 @@ def paged_attention(
     window: int | None,
     *,
     split_below: int | None = None,
-    are_shared: bool = True,
 ) -> torch.Tensor:
     """Attend all rows.
 
@@ -86,7 +87,6 @@ def paged_attention(
         scale: factor of the scores.
         window: tokens a query sees, itself included; None = all before it.
         split_below: overrides when long rows are split; results do not depend on it.
-        are_shared: whether rows whose tables begin alike read those blocks once; results do not depend on it.
 
     Returns:
         ``[T, H, K]``.
@@ -104,6 +104,5 @@ def paged_attention(
     args.window, args.scale = window or 0, scale
     if split_below is not None:
         args.split_below = split_below
-    args.are_shared = are_shared
     library.lib.xllm_attention(TYPES[q.dtype], args, rows.key, threads)
     return out
