@@ -17,6 +17,7 @@ from tests.fakes.served_engine import Inbox, until
 from tests.fakes.sync_engine import Completion
 from xllm.config.load import load_arguments
 from xllm.config.threads import parse_cpu_list
+from xllm.engine.platform.native import native_library
 from xllm.errors import InvalidRequest
 from xllm.launch.engine_process import EngineProcess
 from xllm.rpc.client import EngineClient
@@ -94,6 +95,42 @@ def test_a_steps_threads_stay_on_the_cpus_they_were_given(small_model: Callable[
         assert found[str(process.pid)] == set(cpus), "the event loop may go where it likes"
     finally:
         process.close()
+
+
+@pytest.mark.skipif(native_library() is None, reason="no compiler: nothing is packed")
+def test_from_a_packed_cache_and_after_damage_it_says_the_same(
+    small_model: Callable[[str], SmallModel], tmp_path: Path
+) -> None:
+    model, cache = small_model("qwen3"), tmp_path / "cache"
+    said = {
+        "model": str(model.path),
+        "dtype": "float32",
+        "device": "cpu",
+        "num_threads": 1,
+        "max_model_len": 512,
+        "num_gpu_blocks_override": 200,
+        "packed_weights_cache": str(cache),
+    }
+
+    def start() -> list[str]:
+        lines: list[str] = []
+        process = EngineProcess.start(load_arguments(said).engine(), sink=lines.append)
+        try:
+            asyncio.run(_compare(process, model))
+        finally:
+            process.close()
+        return [line for line in lines if "packed weights" in line]
+
+    (built,) = start()
+    assert "are kept in" in built
+    (found,) = start()
+    assert "checked in" in found
+    (path,) = cache.iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    noticed, rebuilt = start()
+    assert "checksum is wrong" in noticed and "are kept in" in rebuilt
 
 
 def test_without_a_compiler_it_serves_the_same_and_says_once_what_that_costs(
