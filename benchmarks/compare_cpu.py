@@ -130,6 +130,9 @@ def _measure(
     fleet = Fleet(how, probe, rows, settings.work, args.max_foreign, args.seed)
     try:
         for name in args.workloads:
+            if not budget.allows(name):
+                print(f"out of time before {name}", flush=True)
+                break
             if name == START:
                 run_starts(fleet, systems, args.rounds or 3, budget)
                 continue
