@@ -13,9 +13,9 @@ prefix  Throughput of 4 instances (Qwen3-8B on one H200 by roofline, 4,000 block
 slo     Share of offered requests that keep their budgets, open loop (Poisson), 80 % short prompts (log-normal, median
         300, 32 to 2,000; first token 500 ms), 20 % long ones (median 6,000, 2,000 to 16,000; 3 s), outputs log-normal
         (median 100, 8 to 1,024), 50 ms per output token. 4 equal instances, and 2 with 2 of a third of the speed. Load
-        1 is the rate at which the instances together finish requests that all wait at time 0. Engines: first come,
-        first served, without refusals, so that only routing differs; their step-time models start from a prior that is
-        wrong on purpose and learn.
+        1 is the rate at which one instance finishes requests that all wait at time 0, times the speeds. Engines: first
+        come, first served, without refusals, so that only routing differs; their step-time models start from a prior
+        that is wrong on purpose and learn.
 """
 
 from __future__ import annotations
@@ -402,9 +402,9 @@ def run_slo(policy: Policy, cluster: str, num: int, rate_per_s: float, seed: int
     }
 
 
-def measure_capacity(cluster: str, num: int) -> float:
-    """Requests per second that the instances finish when all of them wait, spread by predicted time."""
-    simulation = Simulation(load_policy("slo_aware"), CLUSTERS[cluster])
+def measure_capacity(num: int) -> float:
+    """Requests per second that one instance of full speed finishes when all of them wait."""
+    simulation = Simulation(load_policy("round_robin"), CLUSTERS["4 equal"][:1])
     simulation.run(build_slo_trace(num, math.inf, 0))
     ends = sorted(r.last_token_s or 0.0 for r in simulation.records.values())
     begin_s, end_s = 0.1 * ends[-1], 0.8 * ends[-1]
@@ -414,8 +414,9 @@ def measure_capacity(cluster: str, num: int) -> float:
 def measure_slo(num: int, seeds: int, loads: Sequence[float], policies: Sequence[str]) -> dict[str, Any]:
     """See the module."""
     found: dict[str, Any] = {"requests": num, "seeds": seeds}
+    one = measure_capacity(num // 3)
     for cluster in CLUSTERS:
-        capacity = measure_capacity(cluster, num)
+        capacity = one * sum(spec.device.peak_flops / DEVICE.peak_flops for spec in CLUSTERS[cluster])
         found[cluster] = {"capacity_req_s": round(capacity, 2)}
         for load in loads:
             for name in policies:
@@ -440,7 +441,7 @@ def main() -> None:
     parser.add_argument("--miss-factors", default=f"{cache_aware.MISS_FACTOR:g}")
     parser.add_argument("--requests", type=int, default=2000, help="of a run of the part slo")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--loads", default="0.5,0.7,0.85")
+    parser.add_argument("--loads", default="0.6,0.75,0.9")
     parser.add_argument("--policies", default="round_robin,least_loaded,slo_aware", help="of the part slo")
     parser.add_argument("--json")
     args = parser.parse_args()

@@ -108,12 +108,13 @@ async def served_engine(
     num_blocks: int = 200,
     depth: int = 1,
     revision: str = "",
+    max_num_seqs: int = 0,
 ) -> AsyncIterator[ServedEngine]:
     """A running engine on a free loopback port; ended afterwards."""
     clock, waits = ManualClock(), WaitTable()
     runner = runner or FakeStepRunner()
     limits = SchedulerLimits(
-        max_num_seqs=16, max_num_batched_tokens=64, max_model_len=400, max_num_queued_reqs=50
+        max_num_seqs=max_num_seqs or 16, max_num_batched_tokens=64, max_model_len=400, max_num_queued_reqs=50
     )
     layout = build_attention_layout(block_size=4, num_layers=1, num_kv_heads=1, head_dim=4, dtype="float32")
     core = build_brain(
@@ -121,7 +122,13 @@ async def served_engine(
     )
     built = executor(runner)
     info = InstanceInfo(
-        id="engine-0", incarnation="x", address="", model="fake", revision=revision, vocab_size=1000
+        id="engine-0",
+        incarnation="x",
+        address="",
+        model="fake",
+        revision=revision,
+        vocab_size=1000,
+        max_num_seqs=max_num_seqs,
     )
     server = EngineServer(core, built, info, options=options, waits=waits, clock=clock)
     address = await server.start("127.0.0.1:0")

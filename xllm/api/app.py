@@ -15,10 +15,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from xllm import __version__
 from xllm.api.backend import Backend
-from xllm.api.call import Edge
+from xllm.api.call import CLIENT_CLOSED, Edge
 from xllm.api.chat import chat_completions
 from xllm.api.completions import completions
 from xllm.api.errors import error_response, from_http_status, unexpected
+from xllm.api.generation import ClientGone
 from xllm.api.guard import Guard, KeyRing
 from xllm.api.observe import EdgeMetrics
 from xllm.api.openapi import build_openapi
@@ -71,6 +72,8 @@ class Endpoint:
         answer: ASGIApp
         try:
             answer = await self._handler(self._edge, HttpRequest(scope, receive))
+        except ClientGone:
+            answer = Response(status_code=CLIENT_CLOSED)
         except XllmError as error:
             answer = error_response(error)
         except Exception as exc:

@@ -25,7 +25,7 @@ from xllm.types.request import SloBudgets
 from xllm.types.tenant import user_tenant
 
 _LONG_TEXT_CHARS = 16_384
-_CLIENT_CLOSED = 499
+CLIENT_CLOSED = 499
 _NO_ENGINE_RETRY_S = 5.0
 
 
@@ -164,7 +164,7 @@ async def answer_whole(
         async with watch_client(http.receive, generation):
             body = await render()
     except ClientGone:
-        return Response(status_code=_CLIENT_CLOSED)
+        return Response(status_code=CLIENT_CLOSED)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 

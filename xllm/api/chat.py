@@ -27,7 +27,7 @@ from xllm.api.generation import ChoiceResult, Generation
 from xllm.api.logprobs import LogprobView
 from xllm.api.preprocess import truncate_ids
 from xllm.api.protocol import ChatRequest, Message, Tool
-from xllm.api.sse import DONE, EventStream, json_bytes
+from xllm.api.sse import DONE, EventStream, json_bytes, start_watched
 from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import InvalidRequest, Unsupported
 from xllm.types.request import Request
@@ -50,7 +50,7 @@ async def chat_completions(edge: Edge, http: HttpRequest) -> ASGIApp:
         edge, body, new_id("chatcmpl", body, http), arrived_s, tenant_of(body, http)
     )
     generation = Generation(edge.backend, (request,), edge.metrics.begin_call((request,), arrived_s))
-    await generation.start()
+    await start_watched(http.receive, generation)
     answer = _Answer(body, request, generation, model, edge.backend.text)
     if body.stream:
         return EventStream(generation, ChatEvents(answer))

@@ -27,7 +27,7 @@ from xllm.api.generation import ChoiceResult, Generation
 from xllm.api.logprobs import CompletionLogprobs, LogprobView
 from xllm.api.preprocess import truncate_ids
 from xllm.api.protocol import CompletionRequest
-from xllm.api.sse import DONE, EventStream, json_bytes
+from xllm.api.sse import DONE, EventStream, json_bytes, start_watched
 from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import InvalidRequest
 from xllm.types.output import PositionLogprobs
@@ -54,7 +54,7 @@ async def completions(edge: Edge, http: HttpRequest) -> ASGIApp:
     call_id = new_id("cmpl", body, http)
     requests = await build_completion_requests(edge, body, call_id, arrived_s, tenant_of(body, http))
     generation = Generation(edge.backend, requests, edge.metrics.begin_call(requests, arrived_s))
-    await generation.start()
+    await start_watched(http.receive, generation)
     answer = _Answer(body, call_id, generation, model, edge.backend.text)
     if body.stream:
         return EventStream(generation, CompletionEvents(answer))

@@ -121,6 +121,8 @@ class Generation:
         )
         self._num_open = len(self.choices)
         self._is_closed = False
+        self.was_left = False
+        """Whether the client went away before the end."""
         self._started: list[str] = []
 
     @property
@@ -194,6 +196,7 @@ class Generation:
         self._buffer.close()
         if self._num_open and not self._is_closed:
             self._is_closed = True
+            self.was_left = isinstance(cause, ClientGone)
             for request_id in self._started:
                 self._backend.abort(request_id, reason="abort")
             self._observer.ended(cause or ClientGone())

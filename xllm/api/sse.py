@@ -103,6 +103,24 @@ async def watch_client(receive: Receive, generation: Generation) -> AsyncIterato
         generation.close()
 
 
+async def start_watched(receive: Receive, generation: Generation) -> None:
+    """Start ``generation``, which may have to wait for an instance, and give it up when the client disconnects.
+
+    Raises:
+        ClientGone: it did.
+        XllmError: the backend refuses.
+    """
+    watch = asyncio.create_task(_close_on_disconnect(receive, generation))
+    try:
+        await generation.start()
+    except XllmError as error:
+        if generation.was_left:
+            raise ClientGone from error
+        raise
+    finally:
+        watch.cancel()
+
+
 async def _close_on_disconnect(receive: Receive, generation: Generation) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -40,6 +40,18 @@ class ApiConfig:
     """Choices that the service holds at once; more are answered 429. Offline work may take half. 0: no bound."""
     max_open_requests_per_tenant: int = 0
     """The same for one client (API key, else the ``user`` field); 0: no bound."""
+    max_waiting_per_instance: int = 64
+    """Requests an instance gets beyond the sequences it can run; more wait in the service, where the order is fair over
+    all instances. 0: no bound, nothing waits in the service."""
+    hold_order: Literal["tenant_fair", "fcfs"] = "tenant_fair"
+    """Order of requests that wait in the service, online before offline. ``tenant_fair``: the client that has had the
+    least service first (weights: ``scheduler.tenant_weights``); ``fcfs``: by priority, then arrival."""
+    max_held_online: int = 2048
+    """Online requests that may wait in the service; more are answered 429. 0: no bound."""
+    max_held_offline: int = 2048
+    """The same for offline work."""
+    max_held_per_tenant: int = 0
+    """The same for one client; 0: no bound."""
     shutdown_timeout_s: float = opt(30.0, "--shutdown-timeout")
     """On SIGTERM, seconds that requests in flight may take to finish; 0: end them at once."""
     metrics_compat: Literal["none", "vllm"] = opt("none", "--metrics-compat")
@@ -69,6 +81,15 @@ class ApiConfig:
                     self.max_open_requests >= 0 and self.max_open_requests_per_tenant >= 0,
                     f"max_open_requests is {self.max_open_requests}, per tenant "
                     f"{self.max_open_requests_per_tenant}: at least 0",
+                ),
+                *(
+                    (getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: at least 0")
+                    for name in (
+                        "max_waiting_per_instance",
+                        "max_held_online",
+                        "max_held_offline",
+                        "max_held_per_tenant",
+                    )
                 ),
                 (
                     self.failover_timeout_s >= 0,

@@ -31,7 +31,6 @@ from xllm.engine.executor.profiler import NullProfiler, Profiler
 from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.ports import Executor
 from xllm.engine.scheduler.admission.table import AdmissionSettings, build_admission
-from xllm.engine.scheduler.fairness import parse_weights
 from xllm.engine.scheduler.limits import SchedulerLimits, SloOptions
 from xllm.perf.fit_cache import fit_path, save_fit, try_load_fit
 from xllm.perf.learned import LearnedStepTime
@@ -39,6 +38,7 @@ from xllm.perf.priors import build_prior
 from xllm.perf.step_time import load_profile
 from xllm.perf.time_model import TimeModel
 from xllm.types.instance import InstanceInfo
+from xllm.types.tenant import parse_weights
 
 log = logging.getLogger(__name__)
 

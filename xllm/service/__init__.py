@@ -5,6 +5,8 @@
     kv_index.py   which instance holds which cached prefix, from KV events
     prefix_feeds.py  that index, and how well what it predicts holds
     overload.py   how much a replica holds at once; 429 with the predicted wait beyond
+    hold_queue.py requests that wait here: order over tenants and classes, bounds
+    holding.py    who waits there, and when it goes on
     router.py     applies the policy; says why nothing can serve
     dispatch/     one entry per request: attempts, merging of output streams, deadlines (a state machine)
     service.py    Service: the edge's Backend; joins all of this

@@ -19,6 +19,7 @@ from xllm.service.cluster.cluster import Cluster
 from xllm.service.cluster.instance import Patience
 from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.dispatch.retry import RetryLimits
+from xllm.service.hold_queue import HoldLimits
 from xllm.service.overload import OverloadGate, OverloadLimits
 from xllm.service.policy import POLICIES
 from xllm.service.policy.score import Policy
@@ -26,6 +27,7 @@ from xllm.service.router import Router
 from xllm.service.service import Service
 from xllm.types.instance import InstanceInfo
 from xllm.types.request import SloBudgets
+from xllm.types.tenant import parse_weights
 
 CONNECT_TIMEOUT_S = 30.0
 
@@ -51,6 +53,19 @@ def served_names(config: ServeConfig) -> tuple[str, ...]:
     path = Path(model.model)
     return (
         (model.model, path.resolve().name) if path.is_dir() and path.name != model.model else (model.model,)
+    )
+
+
+def _hold_limits(config: ServeConfig) -> HoldLimits:
+    api = config.api
+    return HoldLimits(
+        max_waiting_per_instance=api.max_waiting_per_instance,
+        max_stranded_s=api.failover_timeout_s,
+        max_online=api.max_held_online,
+        max_offline=api.max_held_offline,
+        max_per_tenant=api.max_held_per_tenant,
+        order=api.hold_order,
+        weights=parse_weights(config.engine.scheduler.tenant_weights),
     )
 
 
@@ -131,6 +146,7 @@ async def build_service(
         waits=waits or WaitTable(clock),
         trace=trace,
         build_model=build_model,
+        hold=_hold_limits(config),
         default_slo=SloBudgets(
             ttft_ms=config.api.default_ttft_slo_ms, tpot_ms=config.api.default_tpot_slo_ms
         ),

@@ -59,8 +59,14 @@ class OverloadGate:
                 instances,
             )
 
+    def tenant_of(self, request_id: RequestId) -> str:
+        """Whose it is; "" when it is not here."""
+        return self._entered.get(request_id, ("", 0))[0]
+
     def enter(self, request: Request) -> None:
-        """It is accepted."""
+        """It is accepted; a second time (it waited, and goes on) changes nothing."""
+        if request.id in self._entered:
+            return
         num_choices = request.sampling.n
         self._entered[request.id] = (request.tenant, num_choices)
         self.num_open += num_choices

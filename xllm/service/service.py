@@ -24,13 +24,15 @@ from xllm.api.text_pipeline import TextPipeline
 from xllm.base.clock import Clock
 from xllm.base.trace import DecisionTrace
 from xllm.base.waits import WaitTable
-from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, XllmError
+from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest, XllmError
 from xllm.registry.registry import InstanceRegistry
 from xllm.service.cluster.cluster import TICK_S, Cluster, Group
 from xllm.service.cluster.view import ClusterView
 from xllm.service.connections import Connections
 from xllm.service.delivery import Delivery
 from xllm.service.dispatch.dispatch import Dispatch
+from xllm.service.hold_queue import HoldLimits
+from xllm.service.holding import Holding
 from xllm.service.overload import OverloadGate
 from xllm.service.policy.score import Decision
 from xllm.service.prefix_feeds import PrefixFeeds
@@ -69,6 +71,7 @@ class Service:
         gate: OverloadGate | None = None,
         fails_over: bool = True,
         default_slo: SloBudgets | None = None,
+        hold: HoldLimits | None = None,
     ) -> None:
         """``fails_over``: requests of a lost instance continue on another one; ``default_slo``: see ClusterView."""
         self._default_slo = default_slo or SloBudgets()
@@ -101,6 +104,11 @@ class Service:
         self._ticker: asyncio.TimerHandle | None = None
         self._prefixes = PrefixFeeds()
         self._gate = gate or OverloadGate()
+        hold = hold or HoldLimits()
+        self._holding = Holding(
+            hold, clock=clock, waits=waits, look=self._view, begin=self._begin, refuse=self._refuse_held
+        )
+        self._charges = hold.max_waiting_per_instance > 0
 
     # -- life --
 
@@ -131,8 +139,9 @@ class Service:
         await self._until(self._is_connected)
 
     async def drain(self, timeout_s: float) -> None:
-        """Refuse new requests, let those in flight finish, then end the rest with an error."""
+        """Refuse new requests and those that wait here, let those in flight finish, then end the rest with an error."""
         self._is_draining = True
+        self._holding.close(_shutting_down())
         if len(self._dispatch) and timeout_s > 0:
             try:
                 await self._waits.bounded(
@@ -152,7 +161,8 @@ class Service:
         if self._ticker is not None:
             self._ticker.cancel()
         self._delivery.close()
-        error = CapacityError("the server is shutting down", status=503)
+        error = _shutting_down()
+        self._holding.close(error)
         self._delivery.carry_out(self._dispatch.fail_all(error))
         await self._connections.close()
         await self._tasks.close()
@@ -173,24 +183,27 @@ class Service:
     async def submit(self, request: Request, sink: OutputSink) -> None:
         """Route a request and hand it to its engine; see Backend.submit."""
         if self._is_draining:
-            raise CapacityError("the server is shutting down", status=503, retry_after_s=5.0)
+            raise _shutting_down(5.0)
         view = self._view()
         self._gate.check(request, view.instances)
-        decision = self._router.decide(request, view)
-        route = decision.route
-        commands = self._dispatch.begin(structs.replace(request, route=route))
-        self._note_decision(request, decision)
-        self._gate.enter(request)
-        self._delivery.open(request, sink, route.prefill)
+        if request.id in self._dispatch or request.id in self._holding.queue:
+            raise InvalidRequest(
+                f"request id {request.id!r} is in use", hint="choose another request_id", param="request_id"
+            )
         submitted = self._delivery.expect_answer(request.id)
-        self._delivery.carry_out(commands)
         try:
-            await submitted  # bounded: dispatch has a deadline for every request
+            if not self._holding.take(request, sink, view):
+                self._gate.enter(request)
+                self._trace.record(request.id, "held", {"ahead": len(self._holding) - 1})
+            await submitted  # bounded: dispatch and the queue have a deadline for every request
         finally:
             self._delivery.forget_answer(request.id)
+            self._holding.drop(request.id, _ended_waiting("the caller left"))
 
     def abort(self, request_id: RequestId, *, choice: int | None = None, reason: str = "abort") -> None:
         """End a request or a choice; see Backend.abort."""
+        if choice is None and self._holding.drop(request_id, _ended_waiting(reason)):
+            return
         self._delivery.carry_out(self._dispatch.abort(request_id, choice, reason))
 
     def is_ready(self) -> bool:
@@ -220,14 +233,21 @@ class Service:
         """One step's outputs of an instance."""
         outputs = self._names.incoming(frame.outputs)
         self._prefixes.on_outputs(outputs)
+        if self._charges:
+            for output in outputs:
+                tenant = self._gate.tenant_of(output.request_id)
+                self._holding.queue.charge(tenant, output_tokens=len(output.token_ids))
         self._delivery.carry_out(self._dispatch.on_outputs(instance_id, outputs))
 
     def on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:
         """Load and health of an instance."""
         instance = self._cluster.get(instance_id)
         was_given_up = instance is not None and instance.state in GIVEN_UP
+        if instance is not None:
+            instance.num_inflight = self._dispatch.num_inflight(instance_id)
         self._cluster.on_heartbeat(instance_id, reply)
         self._refresh_model()
+        self._holding.pump()
         if instance is not None and was_given_up and instance.state not in GIVEN_UP:
             self._delivery.carry_out(self._dispatch.on_instance_back(instance_id))
 
@@ -248,6 +268,7 @@ class Service:
             self._delivery.carry_out(self._dispatch.on_instance_back(instance_id))
         else:
             self._delivery.carry_out(self._dispatch.retry_parked(now=True))
+        self._holding.pump()
 
     def on_lost(self, instance_id: InstanceId, error: XllmError) -> None:
         """An instance is out of reach: what it had goes elsewhere."""
@@ -268,6 +289,7 @@ class Service:
         self._give_up_stalled()
         self._prefixes.tick()
         self._delivery.carry_out(self._dispatch.tick())
+        self._holding.tick()
 
     def _give_up_stalled(self) -> None:
         """Requests on an instance that is silent or stands still move on, once another of its group can take them."""
@@ -306,6 +328,25 @@ class Service:
         self._prefixes.on_ended(request_id)
         if not len(self._dispatch):
             self._changed.set()
+        self._holding.pump()
+
+    def _begin(self, request: Request, sink: OutputSink, view: ClusterView) -> None:
+        """Route a new request and hand it to dispatch."""
+        decision = self._router.decide(request, view)
+        route = decision.route
+        commands = self._dispatch.begin(structs.replace(request, route=route))
+        self._note_decision(request, decision)
+        self._gate.enter(request)
+        if self._charges:
+            num_new = request.num_prompt_tokens - decision.chosen.parts.get("hit_tokens", 0.0)
+            self._holding.queue.charge(request.tenant, prompt_tokens=num_new)
+        self._delivery.open(request, sink, route.prefill)
+        self._delivery.carry_out(commands)
+
+    def _refuse_held(self, request_id: RequestId, error: XllmError) -> None:
+        """A request that waited here is over."""
+        self._on_ended(request_id)
+        self._delivery.answer(request_id, error)
 
     def _view(self, group: Group | None = None) -> ClusterView:
         """A group (None: the served one) now, with what this service has there now."""
@@ -332,6 +373,14 @@ class Service:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
+
+
+def _shutting_down(retry_after_s: float = 1.0) -> CapacityError:
+    return CapacityError("the server is shutting down", status=503, retry_after_s=retry_after_s)
+
+
+def _ended_waiting(reason: str) -> CapacityError:
+    return CapacityError(f"the request was ended while it waited for an instance: {reason}", status=503)
 
 
 def _has_begun(request: Request) -> bool:

@@ -99,10 +99,10 @@ def test_least_loaded_counts_what_waits_what_runs_and_what_is_on_its_way() -> No
 
 def test_cache_aware_weighs_a_prefix_against_a_queue_as_real_numbers() -> None:
     assert chosen(cache_aware, request(), view(instance("a"), instance("b"), b=10)) == "b"
-    # 10 of 100 blocks more are worth 160 tokens twice: less than a queue of 330, more than one of 310.
-    busy, idle = instance("b", num_waiting_tokens=330), instance("a")
+    # 10 of 100 blocks more are worth 160 tokens four times: less than a queue of 650, more than one of 630.
+    busy, idle = instance("b", num_waiting_tokens=650), instance("a")
     assert chosen(cache_aware, request(), view(idle, busy, a=40, b=50)) == "a"
-    busy = instance("b", num_waiting_tokens=310)
+    busy = instance("b", num_waiting_tokens=630)
     assert chosen(cache_aware, request(), view(idle, busy, a=40, b=50)) == "b"
     assert (
         chosen(cache_aware, request(first=9), view(instance("a"), instance("b", num_running=1), b=100)) == "a"

@@ -17,11 +17,12 @@ from xllm.base.clock import MonotonicClock
 from xllm.base.trace import DecisionTrace
 from xllm.base.waits import WaitTable
 from xllm.engine.server.engine_server import ServerOptions
-from xllm.errors import CapacityError, InstanceLost, InvalidRequest
+from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord
 from xllm.service.cluster.cluster import Cluster
 from xllm.service.dispatch.dispatch import Dispatch
+from xllm.service.hold_queue import HoldLimits
 from xllm.service.policy.round_robin import round_robin
 from xllm.service.router import Router
 from xllm.service.service import Service
@@ -53,11 +54,12 @@ class Sink:
 class Parts:
     """A service and what it was wired from."""
 
-    def __init__(self) -> None:
+    def __init__(self, hold: HoldLimits | None = None) -> None:
         clock = MonotonicClock()
         self.registry = MemoryRegistry()
         self.waits = WaitTable(clock)
-        self.dispatch = Dispatch(clock, trace := DecisionTrace(clock, capacity=1024))
+        self.trace = trace = DecisionTrace(clock, capacity=1024)
+        self.dispatch = Dispatch(clock, trace)
         self.cluster = Cluster(clock, stall_timeout_s=5.0)
         self.service = Service(
             text=fake_text(),
@@ -69,6 +71,7 @@ class Parts:
             waits=self.waits,
             trace=trace,
             fails_over=False,
+            hold=hold,
             build_model=self.build_model,
         )
         self.models: list[ServedModel] = []
@@ -83,13 +86,14 @@ class Parts:
 
     def check_empty(self) -> None:
         assert len(self.dispatch) == 0
-        assert len(self.service._delivery) == 0
+        assert len(self.service._delivery) == 0 and len(self.service._holding) == 0
+        assert self.service._gate.num_open == 0 and not self.service._groups
         assert not [wait for wait in self.waits.snapshot() if wait.owner.startswith("request")]
 
 
 @asynccontextmanager
-async def serving(*engines: ServedEngine) -> AsyncIterator[Parts]:
-    parts = Parts()
+async def serving(*engines: ServedEngine, hold: HoldLimits | None = None) -> AsyncIterator[Parts]:
+    parts = Parts(hold)
     for number, engine in enumerate(engines):
         parts.publish(engine, f"engine-{number}")
     before = len(asyncio.all_tasks())
@@ -285,6 +289,90 @@ def test_nobody_to_connect_to_is_said() -> None:
         with pytest.raises(InstanceLost, match="none is published"):
             await parts.service.start(0.05)
         await parts.service.close()
+
+    run(scene)
+
+
+HOLD = HoldLimits(max_waiting_per_instance=1, max_online=7, max_stranded_s=0.3)
+
+
+def submit_all(parts: Parts, names: list[str], **fields: Any) -> dict[str, tuple[Sink, asyncio.Future[None]]]:
+    sinks = {name: Sink() for name in names}
+    return {
+        name: (sink, asyncio.ensure_future(parts.service.submit(make_request(name, **fields), sink)))
+        for name, sink in sinks.items()
+    }
+
+
+def test_what_an_instance_has_no_room_for_waits_in_the_service_and_goes_on_in_order() -> None:
+    async def scene() -> None:
+        async with served_engine(max_num_seqs=2) as engine, serving(engine, hold=HOLD) as parts:
+            engine.runner.gate.clear()
+            first = submit_all(parts, [f"a{i}" for i in range(3)], tenant="flood")
+            await until(lambda: len(parts.dispatch) == 3)
+            flood = submit_all(parts, [f"b{i}" for i in range(4)], tenant="flood")
+            await until(lambda: len(parts.service._holding) == 4)
+            small = submit_all(parts, ["small"], tenant="small")
+            offline = submit_all(parts, ["offline"], offline=True)
+            left = submit_all(parts, ["left"])
+            await until(lambda: len(parts.service._holding) == 7)
+            assert parts.service._gate.num_open == 10 and len(parts.dispatch) == 3
+            waits = {wait.owner: wait.reason for wait in parts.waits.snapshot()}
+            assert waits["request small"] == "an instance with room"
+            with pytest.raises(InvalidRequest, match="in use"):
+                await parts.service.submit(make_request("small"), Sink())
+            parts.service.abort("left")
+            with pytest.raises(CapacityError, match="while it waited"):
+                await left["left"][1]
+            submit_all(parts, ["c0", "c1"], tenant="flood")
+            await until(lambda: len(parts.service._holding) == 8)
+            with pytest.raises(CapacityError, match="7 online requests wait") as caught:
+                await parts.service.submit(make_request("x"), Sink())
+            assert caught.value.status == 429
+            engine.runner.gate.set()
+            everybody = first | flood | small | offline
+            await until(lambda: all(sink.reasons for sink, _ in everybody.values()))
+            await until(lambda: len(parts.dispatch) == 0)
+            order = [row.request_id for row in parts.trace.recent(1024) if row.event == "scored"]
+            assert order.index("small") < order.index("b1") and order[-1] == "offline"
+
+    run(scene)
+
+
+def test_nobody_waits_for_instances_that_do_not_come_back() -> None:
+    async def scene() -> None:
+        async with served_engine(max_num_seqs=2) as engine, serving(engine, hold=HOLD) as parts:
+            engine.runner.gate.clear()
+            submit_all(parts, [f"a{i}" for i in range(3)])
+            await until(lambda: len(parts.dispatch) == 3)
+            held = submit_all(parts, ["late"], deadline_in_s=0.1) | submit_all(parts, ["held"])
+            with pytest.raises(DeadlineExceeded):
+                await held["late"][1]
+            parts.registry.withdraw("engine-0")
+            with pytest.raises(CapacityError) as caught:
+                await held["held"][1]
+            assert caught.value.status == 503
+            engine.runner.gate.set()
+
+    run(scene)
+
+
+def test_who_waits_when_the_service_drains_is_told_to_go_elsewhere() -> None:
+    async def scene() -> None:
+        async with served_engine(max_num_seqs=2) as engine, serving(engine, hold=HOLD) as parts:
+            engine.runner.gate.clear()
+            running = submit_all(parts, [f"a{i}" for i in range(3)])
+            await until(lambda: len(parts.dispatch) == 3)
+            held = submit_all(parts, ["held", "gone"])
+            await until(lambda: len(parts.service._holding) == 2)
+            held["gone"][1].cancel()
+            await until(lambda: len(parts.service._holding) == 1)
+            draining = asyncio.ensure_future(parts.service.drain(20.0))
+            with pytest.raises(CapacityError, match="shutting down"):
+                await held["held"][1]
+            engine.runner.gate.set()
+            await draining
+            assert all(sink.reasons == ["length"] for sink, _ in running.values())
 
     run(scene)
 

@@ -14,40 +14,14 @@ INVARIANTS
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from xllm.engine.scheduler.order import OrderPolicy
 from xllm.engine.scheduler.sequence import Key, Sequence
-from xllm.errors import ConfigError
-from xllm.types.tenant import user_tenant
 
 PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 MAX_TENANTS = 4096
 RUNNING, QUEUED = 0, 1
-
-
-def parse_weights(texts: Iterable[str]) -> dict[str, float]:
-    """``user:alice=2`` or ``key:1f2e...=4`` (the tenant as ``/debug`` shows it) -> weight per tenant.
-
-    Raises:
-        ConfigError: a text is malformed or a weight is not above 0.
-    """
-    weights: dict[str, float] = {}
-    for text in texts:
-        name, equals, number = text.rpartition("=")
-        kind, colon, rest = name.partition(":")
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = math.nan
-        if not (equals and colon and rest and kind in ("user", "key")) or not 0 < weight < math.inf:
-            raise ConfigError(
-                f"tenant weight {text!r} cannot be read",
-                hint="user:NAME=WEIGHT or key:HASH=WEIGHT, a weight above 0",
-            )
-        weights[user_tenant(rest) if kind == "user" else name] = weight
-    return weights
 
 
 class FairOrder:

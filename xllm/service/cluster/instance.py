@@ -65,12 +65,14 @@ class Instance:
         self._is_joining = True
         self._has_lease = True
         self._routed_at_beat = 0
+        self._num_foreign = 0
         self._prefill_share = 0.0
 
     def on_connected(self, info: InstanceInfo) -> None:
         """A connection is up; ``info`` may be of a new incarnation."""
         if info.incarnation != self.info.incarnation:
             self.load, self._health = LoadReport(), None
+            self._num_foreign = 0
             self._prefill_share = 0.0
         self.info = info
         self._lost = None
@@ -83,6 +85,7 @@ class Instance:
         self.load, self._health = reply.load, reply.health
         self._heard_s = self._clock.now()
         self._routed_at_beat = self.num_routed
+        self._num_foreign = max(0, reply.load.num_running + reply.load.num_waiting - self.num_inflight)
 
     def on_lost(self, reason: str) -> bool:
         """The connection is gone, or could not be made; False: for the same reason as last time."""
@@ -163,6 +166,7 @@ class Instance:
             num_unreported=self.num_routed - self._routed_at_beat,
             num_pending_tokens=self.num_pending_tokens,
             num_pending_prompt_tokens=self.num_pending_prompt_tokens,
+            num_foreign=self._num_foreign,
             prefill_share=self._prefill_share,
         )
 

@@ -32,6 +32,8 @@ class InstanceView:
     were predicted, not counted."""
     num_pending_prompt_tokens: int = 0
     """All prompt tokens of those requests."""
+    num_foreign: int = 0
+    """Sequences it had at its last load report beyond the requests of this service."""
     prefill_share: float = 0.0
     """Share of its time that prompts took lately, by its own step costs."""
 
@@ -44,6 +46,11 @@ class InstanceView:
     def num_outstanding(self) -> int:
         """Requests it has, those of other replicas too: what it reported, and what we sent since."""
         return self.load.num_running + self.load.num_waiting + self.num_unreported
+
+    def has_room(self, max_waiting: int) -> bool:
+        """Whether it has fewer requests than it can run and ``max_waiting`` more; where that is unknown, yes."""
+        max_seqs = self.info.max_num_seqs
+        return not max_seqs or self.num_inflight + self.num_foreign < max_seqs + max_waiting
 
     @property
     def is_routable(self) -> bool:

@@ -13,8 +13,9 @@ from xllm.service.policy.load import TOKENS_PER_S, guard_limit, outstanding_toke
 from xllm.service.policy.score import Policy, Score
 from xllm.types.request import Request
 
-MISS_FACTOR = 2.0
-"""A token that is not cached is computed now, and displaces another one that somebody computes again later."""
+MISS_FACTOR = 4.0
+"""A token that is not cached is computed now, and displaces others that are computed again, more than once where a
+prefix is popular. Found by simulation (docs/decisions/0028); without hits it changes nothing."""
 
 
 def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:

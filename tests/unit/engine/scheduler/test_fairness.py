@@ -7,11 +7,11 @@ from collections import Counter
 import pytest
 
 from tests.fakes.small_brain import SmallBrain
-from xllm.engine.scheduler.fairness import MAX_TENANTS, FairOrder, parse_weights
+from xllm.engine.scheduler.fairness import MAX_TENANTS, FairOrder
 from xllm.engine.scheduler.limits import SloOptions
 from xllm.engine.scheduler.order import ORDER_KEYS, StaticOrder
 from xllm.errors import ConfigError
-from xllm.types.tenant import user_tenant
+from xllm.types.tenant import parse_weights, user_tenant
 
 PROMPT, OUTPUT = 20, 5
 COST = PROMPT + 2 * OUTPUT
