@@ -1,12 +1,17 @@
 """The CPU kernels against torch's operations, in interleaved pairs: products, attention, sampling, and whole steps.
 
-    python benchmarks/cpu_kernels.py [--threads 1] [--rounds 7] [--layers 28] [--only linear,attention,sampling,step]
+    python benchmarks/cpu_kernels.py [--threads 1] [--rounds 7] [--layers 28]
+                                     [--only linear,attention,shared,moe,sampling,scoring,step]
                                      [--json benchmarks/results/cpu_kernels.json]
 
 linear     one projection of a 0.6B model in bfloat16, from packed weights: ours, torch's ``linear``, and torch's packed
            oneDNN; over a ring of weights larger than the caches.
 attention  one layer, bfloat16, 16 query and 8 key/value heads of 128: ours over block tables, the reference (gathers).
+           Keys and values pass through a ring larger than the caches. GB/s and TFLOP/s are ours, by wall time.
+shared     the same for rows that share a prefix: read once, or by every row.
+moe        one layer of 64 experts, 8 per token, 2048 wide, 768 inside, bfloat16: ours and the reference.
 sampling   64 rows of 151,936 logits.
+scoring    the same rows: log-probabilities of the sampled token and the best 20; penalties on 512 tokens each.
 step       the layers of a Qwen3-0.6B-shaped model with random weights and its head: as one call per layer, operation
            by operation with native kernels, and by torch's operations.
 
@@ -38,8 +43,16 @@ from xllm.config.model_spec import ModelSpec, RopeSpec
 from xllm.engine.attention import AttentionPlanner, NativeAttention, NativePlanner, ReferenceAttention
 from xllm.engine.kernels import parse_kernels, select_kernels
 from xllm.engine.kernels.linear.native import linear, pack_weight
+from xllm.engine.kernels.moe import native as moe_native
+from xllm.engine.kernels.moe import reference as moe_reference
+from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
+from xllm.engine.kernels.penalties import native as penalties_native
+from xllm.engine.kernels.penalties import reference as penalties_reference
+from xllm.engine.kernels.penalties.reference import PenalisedRow
 from xllm.engine.kernels.sampling.native import sample_gumbel as native_sample
 from xllm.engine.kernels.sampling.reference import sample_gumbel as reference_sample
+from xllm.engine.kernels.scoring import native as scoring_native
+from xllm.engine.kernels.scoring import reference as scoring_reference
 from xllm.engine.layers.build_context import build_context
 from xllm.engine.memory import KVPool, LayerKV
 from xllm.engine.models import CausalLM, ModelInput, NullHooks, build_model
@@ -49,6 +62,8 @@ from xllm.engine.platform.native import native_library
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
 BLOCK = 16
+RING_BYTES = 120_000_000
+"""Keys and values of so many bytes are gone from the caches when they are read again."""
 Runs = Mapping[str, Callable[[], Any]]
 
 
@@ -113,14 +128,22 @@ def attentions() -> Iterator[tuple[str, Runs, int]]:
     plain = select_kernels("cpu", parse_kernels("reference"))
     for batch, new, length in (
         (1, 1, 256),
+        (1, 1, 1024),
         (1, 1, 8192),
         (16, 1, 256),
         (16, 1, 1024),
+        (16, 1, 8192),
         (1, 512, 512),
         (1, 512, 4096),
+        (1, 2048, 2048),
+        (1, 8192, 8192),
     ):
         blocks = -(-length // BLOCK)
-        pools = [torch.randn(batch * blocks, kv_heads, BLOCK, dim).to(BF16) for _ in range(2)]
+        layer_bytes = 4 * batch * blocks * BLOCK * kv_heads * dim
+        ring = [
+            [torch.randn(batch * blocks, kv_heads, BLOCK, dim).to(BF16) for _ in range(2)]
+            for _ in range(min(28, max(1, RING_BYTES // layer_bytes)) if new == 1 else 1)
+        ]
         tables = np.random.default_rng(0).permutation(batch * blocks).astype(np.int32).reshape(batch, blocks)
         queries, lengths = np.full(batch, new), np.full(batch, length)
         at = np.arange(length - new, length)
@@ -141,12 +164,65 @@ def attentions() -> Iterator[tuple[str, Runs, int]]:
                 q: Any = q,
                 k: Any = k,
                 v: Any = v,
-                pools: Any = pools,
+                ring: Any = ring,
             ) -> None:
-                backend.forward(q, k, v, LayerKV(*pools), metadata, scale=dim**-0.5, window=None)
+                for pools in ring:
+                    backend.forward(q, k, v, LayerKV(*pools), metadata, scale=dim**-0.5, window=None)
 
-            runs[name] = run
-        yield f"attention {batch} x {new} new of {length}", runs, 8 if new == 1 else 1
+            if name == "native" or length <= 4096:
+                runs[name] = run
+        yield f"attention {batch} x {new} new of {length}, {len(ring)} layers", runs, 1
+
+
+def attention_speed(name: str, row: Mapping[str, float]) -> str:
+    """GB/s of keys and values of decodes, TFLOP/s of chunks."""
+    batch, _, new, _, _, length, layers, _ = name.removeprefix("attention ").split()
+    keys, queries, size = int(length.rstrip(",")), int(new), int(batch) * int(layers)
+    if queries == 1:
+        return f"{size * keys * 8 * 128 * 4 / row['wall_ms'] / 1e6:.1f} GB/s"
+    pairs = queries * (keys - queries) + queries * (queries + 1) / 2
+    return f"{size * pairs * 16 * 128 * 4 / row['wall_ms'] / 1e9:.3f} TFLOP/s"
+
+
+def shared_prefixes() -> Iterator[tuple[str, Runs, int]]:
+    heads, kv_heads, dim, batch = 16, 8, 128, 32
+    for shared, own in ((1024, 64), (256, 256)):
+        first, blocks = shared // BLOCK, (shared + own) // BLOCK
+        count = first + batch * (blocks - first)
+        ring = [[torch.randn(count, kv_heads, BLOCK, dim).to(BF16) for _ in range(2)] for _ in range(8)]
+        order = np.random.default_rng(0).permutation(count).astype(np.int32)
+        tables = np.empty((batch, blocks), dtype=np.int32)
+        tables[:, :first], tables[:, first:] = order[:first], order[first:].reshape(batch, -1)
+        q = torch.randn(batch, heads, dim).to(BF16)
+
+        def run(
+            key: int, on: bool, q: Any = q, ring: Any = ring, tables: Any = tables, s: int = shared + own
+        ) -> None:
+            starts, lengths = np.arange(batch + 1), np.full(batch, s)
+            rows = StepRows(starts, lengths, tables, key, on)
+            strides = KVStrides(BLOCK, kv_heads * BLOCK * dim, BLOCK * dim, dim)
+            for pools in ring:
+                paged_attention(q, tuple(pools), strides, kv_heads, rows, dim**-0.5, None)
+
+        runs = {
+            "read once": lambda run=run, s=shared: run(s, True),
+            "by every row": lambda run=run, s=shared: run(s + 1, False),
+        }
+        yield f"attention {batch} x 1 new of {shared} shared + {own}, 8 layers", runs, 1
+
+
+def experts() -> Iterator[tuple[str, Runs, int]]:
+    count, inner, width = 64, 768, 2048
+    shapes = ((count, width), (count, 2 * inner, width), (count, width, inner))
+    weights = [(torch.randn(shape) / 40).to(BF16) for shape in shapes]
+    packed = [moe_native.pack_experts(weight) for weight in weights]
+    for rows in (1, 16, 512):
+        x = torch.randn(rows, width).to(BF16)
+        runs = {
+            "native": lambda x=x: moe_native.moe(x, *packed, 8, True),
+            "reference": lambda x=x: moe_reference.moe(x, *weights, 8, True),
+        }
+        yield f"experts, {rows} rows", runs, 1
 
 
 def reference_planner(kv_heads: int, dim: int) -> AttentionPlanner:
@@ -168,6 +244,7 @@ def samplings() -> Iterator[tuple[str, Runs, int]]:
         ("no filter", {}),
         ("top_p 0.95, flat", {"top_p": torch.full((rows,), 0.95)}),
         ("top_k 40", {"top_k": torch.full((rows,), 40)}),
+        ("top_k 40, top_p 0.95", {"top_k": torch.full((rows,), 40), "top_p": torch.full((rows,), 0.95)}),
         ("min_p 0.1", {"min_p": torch.full((rows,), 0.1)}),
     ):
         args = base | asked
@@ -176,6 +253,28 @@ def samplings() -> Iterator[tuple[str, Runs, int]]:
             "reference": lambda args=args: reference_sample(logits, **args),
         }
         yield f"sampling {rows} rows, {name}", runs, 1
+
+
+def scorings() -> Iterator[tuple[str, Runs, int]]:
+    rows, vocab = 64, 151936
+    logits, tokens = torch.randn(rows, vocab), torch.arange(rows)
+    draw = np.random.default_rng(0)
+    penalised = [
+        PenalisedRow(
+            i, draw.permutation(vocab)[:512], draw.integers(0, 3, 512).astype(np.float32), 0.1, 0.2, 1.1
+        )
+        for i in range(rows)
+    ]
+    best = (None, tokens, [20] * rows)
+    for name, ours, theirs, args in (
+        ("log-probabilities and the best 20", scoring_native.score, scoring_reference.score, best),
+        ("penalties", penalties_native.penalise, penalties_reference.penalise, (penalised,)),
+    ):
+        runs = {
+            "native": lambda f=ours, args=args: f(logits, *args),
+            "reference": lambda f=theirs, args=args: f(logits, *args),
+        }
+        yield f"scoring {rows} rows, {name}", runs, 1
 
 
 def spec_of(layers: int) -> ModelSpec:
@@ -253,7 +352,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--only", default="linear,attention,sampling,step")
+    parser.add_argument("--only", default="linear,attention,shared,moe,sampling,scoring,step")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -263,6 +362,9 @@ def main() -> None:
     parts = {
         "linear": linears,
         "attention": attentions,
+        "shared": shared_prefixes,
+        "moe": experts,
+        "scoring": scorings,
         "sampling": samplings,
         "step": lambda: steps(args.layers),
     }
@@ -274,7 +376,8 @@ def main() -> None:
             for name, runs, repeat in parts[part]():
                 results[name] = measure(runs, args.rounds, repeat)
                 for kind, row in results[name].items():
-                    print(f"{name:52} {kind:18} {show(row)}", flush=True)
+                    speed = attention_speed(name, row) if part == "attention" else ""
+                    print(f"{name:52} {kind:18} {show(row)} {speed}", flush=True)
             after = probe(buffer)
             results[f"{part}: bandwidth before and after"] = [before, after]
             print(f"{part}: bandwidth {before:.0f} -> {after:.0f} GB/s, load {os.getloadavg()[0]:.1f}")

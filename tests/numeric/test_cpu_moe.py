@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from xllm.config.model_spec import ModelSpec, MoeSpec, RopeSpec
 from xllm.engine.kernels.moe import native as native_moe
 from xllm.engine.kernels.moe import reference
+from xllm.engine.layers.build_context import build_context
+from xllm.engine.models import build_model
+from xllm.engine.models.native_layers import can_run_natively
 from xllm.engine.platform import native, native_build
 from xllm.engine.platform.native import native_library
 from xllm.engine.platform.native_build import usable_variants
@@ -55,3 +59,27 @@ def test_a_broken_token_stays_alone() -> None:
     x[1] = float("nan")
     got = native_moe.moe(x, *packed, 2, True)
     assert got[1].isnan().all() and torch.equal(got[[0, 2]], good[[0, 2]])
+
+
+def test_sparse_models_run_layer_by_layer() -> None:
+    spec = ModelSpec(
+        architecture="Qwen3MoeForCausalLM",
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=16,
+        vocab_size=67,
+        max_position=64,
+        rms_norm_eps=1e-6,
+        rope=RopeSpec(),
+        tie_word_embeddings=True,
+        has_qk_norm=True,
+        windows=(None, None),
+        moe=MoeSpec(num_experts=4, top_k=2, intermediate_size=24, norm_topk_prob=True, layers=frozenset({1})),
+    )
+    model = build_model(spec, build_context(torch.float32, torch.device("cpu")))
+    assert not can_run_natively(model)
+    model.pack()
+    assert can_run_natively(model)
