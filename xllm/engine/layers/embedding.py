@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from xllm.engine.kernels.linear.native import PackedWeight, take_rows
 from xllm.engine.layers.build_context import BuildContext
-from xllm.engine.layers.linear import packed_parameter, packed_shape_of
+from xllm.engine.layers.linear import packed_parameter, packed_shapes_of
 from xllm.engine.layers.sources import Source
 
 
@@ -37,16 +37,15 @@ class Embedding(nn.Module):
         logits: torch.Tensor = self._linear(hidden, weight, None, torch.float32)
         return logits
 
-    @property
-    def packed_shape(self) -> tuple[int, ...] | None:
-        """Of the table in the linear kernel's order; None where that is the checkpoint's."""
-        return packed_shape_of(self._linear, self.weight)
+    def packed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See :class:`~xllm.engine.layers.sources.Packable`; for a table that is projected with."""
+        return packed_shapes_of(self._linear, self.weight)
 
-    def adopt(self, data: torch.Tensor) -> PackedWeight:
-        """Take memory of :attr:`packed_shape` as the table, filled by now or later."""
+    def adopt(self, name: str, data: torch.Tensor) -> list[PackedWeight]:
+        """See :class:`~xllm.engine.layers.sources.Packable`."""
         self.packed = PackedWeight(data, *self.weight.shape)
         self.weight = packed_parameter(self.packed, self.weight)
-        return self.packed
+        return [self.packed]
 
     def pack(self) -> None:
         """For a table that is projected with: bring it into the linear kernel's order, keep no other copy."""

@@ -14,10 +14,11 @@ from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source, fused_sources
 
 
-def packed_shape_of(linear: Any, weight: torch.Tensor) -> tuple[int, ...] | None:
-    """Shape of a weight ``[O, I]`` as the kernel keeps it; None where it takes the checkpoint's."""
+def packed_shapes_of(linear: Any, weight: torch.Tensor) -> dict[str, tuple[int, ...]]:
+    """The shape of ``weight [O, I]`` as the kernel keeps it; nothing where it takes the checkpoint's."""
     num_out, num_in = weight.shape
-    return packed_shape(num_out, num_in, weight.dtype) if linear is native.linear else None
+    shape = packed_shape(num_out, num_in, weight.dtype) if linear is native.linear else None
+    return {} if shape is None else {"weight": shape}
 
 
 def packed_parameter(packed: Any, weight: nn.Parameter) -> nn.Parameter:
@@ -49,16 +50,15 @@ class Linear(nn.Module):
         """Apply."""
         return self._linear(x, self.weight if self.packed is None else self.packed, self.bias)
 
-    @property
-    def packed_shape(self) -> tuple[int, ...] | None:
-        """Of the weight in its kernel's order; None where that is the checkpoint's."""
-        return packed_shape_of(self._linear, self.weight)
+    def packed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See :class:`~xllm.engine.layers.sources.Packable`."""
+        return packed_shapes_of(self._linear, self.weight)
 
-    def adopt(self, data: torch.Tensor) -> PackedWeight:
-        """Take memory of :attr:`packed_shape` as the weight, filled by now or later."""
+    def adopt(self, name: str, data: torch.Tensor) -> list[PackedWeight]:
+        """See :class:`~xllm.engine.layers.sources.Packable`."""
         self.packed = PackedWeight(data, *self.weight.shape)
         self.weight = packed_parameter(self.packed, self.weight)
-        return self.packed
+        return [self.packed]
 
     def pack(self) -> None:
         """Bring the loaded weight into the kernel's order; the loaded copy is dropped."""

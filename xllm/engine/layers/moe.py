@@ -8,6 +8,8 @@ import torch
 from torch import nn
 
 from xllm.config.model_spec import MoeSpec
+from xllm.engine.kernels.linear.native import PackedWeight, packed_shape
+from xllm.engine.kernels.moe import native
 from xllm.engine.kernels.moe.native import PackedExperts
 from xllm.engine.layers.build_context import BuildContext
 from xllm.engine.layers.sources import Source
@@ -27,11 +29,35 @@ class MoeMLP(nn.Module):
         self.down = build.empty_parameter((experts, hidden_size, inner))
         self.packed: tuple[Any, Any, Any] | None = None
         """Router, gate-up and down as the kernel wants them; None before :meth:`pack`."""
+        self._adopted: dict[str, PackedExperts] = {}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[T, D]`` -> ``[T, D]``."""
         weights = self.packed or (self.router, self.gate_up, self.down)
         return self._moe(x, *weights, self.spec.top_k, self.spec.norm_topk_prob)
+
+    def packed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """See :class:`~xllm.engine.layers.sources.Packable`; all three or none."""
+        found: dict[str, tuple[int, ...]] = {}
+        if self._moe is not native.moe:
+            return found
+        for name in ("router", "gate_up", "down"):
+            weight = getattr(self, name)
+            num_out, num_in = weight.shape[-2:]
+            shape = packed_shape(num_out, num_in, weight.dtype)
+            if shape is None:
+                return {}
+            found[name] = (weight[..., 0, 0].numel(), *shape)
+        return found
+
+    def adopt(self, name: str, data: torch.Tensor) -> list[PackedWeight]:
+        """See :class:`~xllm.engine.layers.sources.Packable`."""
+        num_out, num_in = getattr(self, name).shape[-2:]
+        self._adopted[name] = PackedExperts(data, num_out, num_in)
+        setattr(self, name, nn.Parameter(data, requires_grad=False))
+        if len(self._adopted) == 3:
+            self.packed = (self._adopted["router"], self._adopted["gate_up"], self._adopted["down"])
+        return [PackedWeight(expert, num_out, num_in) for expert in data]
 
     def pack(self) -> None:
         """Bring the loaded weights into the kernel's order, one after another; the loaded copies are dropped."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
+
+from xllm.engine.kernels.linear.native import PackedWeight
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,23 @@ class Source:
         """The view to be filled."""
         view = self.parameter.data if self.index < 0 else self.parameter.data[self.index]
         return view if self.length < 0 else view[self.start : self.start + self.length]
+
+
+@runtime_checkable
+class Packable(Protocol):
+    """A layer with matrices whose kernels want them in an order of their own."""
+
+    def packed_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Parameters that are packed, and their shapes then; none where kernels take them as they are."""
+        ...
+
+    def adopt(self, name: str, data: torch.Tensor) -> list[PackedWeight]:
+        """Take memory of that shape as the parameter, filled by now or later.
+
+        Returns:
+            The matrices in it: one, or one per index of a stacked parameter.
+        """
+        ...
 
 
 def fused_sources(

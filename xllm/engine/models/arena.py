@@ -19,7 +19,7 @@ from torch import nn
 
 from xllm.engine.kernels.linear.native import PackedWeight
 from xllm.engine.layers.embedding import Embedding
-from xllm.engine.layers.linear import Linear
+from xllm.engine.layers.sources import Packable
 from xllm.engine.models.decoder import CausalLM
 
 ALIGN = 4096
@@ -45,21 +45,17 @@ class Place:
 
 
 def plan_places(model: CausalLM) -> list[Place]:
-    """The arena of a model that is not loaded yet: every parameter once, matrices packed where their kernels pack.
-
-    Left out are parameters of modules that pack themselves in another way.
-    """
+    """The arena of a model that is not loaded yet: every parameter once, matrices packed where their kernels pack."""
     places: list[Place] = []
     seen: set[int] = set()
     at = 0
     for path, module in model.named_modules():
-        if hasattr(module, "pack") and not isinstance(module, Linear | Embedding | CausalLM):
-            continue
+        shapes = _packed_shapes(model, module)
         for attribute, parameter in module.named_parameters(recurse=False):
             if id(parameter) in seen:
                 continue
             seen.add(id(parameter))
-            shape = _packed_shape(model, module, attribute)
+            shape = shapes.get(attribute)
             place = Place(
                 f"{path}.{attribute}",
                 module,
@@ -83,8 +79,8 @@ def arena_bytes(places: Sequence[Place]) -> int:
 class Bound:
     """Parameters by ``id``, as they were before the arena."""
 
-    packed: Mapping[int, PackedWeight]
-    """Those that a packed weight has replaced."""
+    packed: Mapping[int, Sequence[PackedWeight]]
+    """Those that packed weights have replaced: one, or one per index of a stacked parameter."""
     plain: frozenset[int]
     """Those that are what they were, with memory in the arena."""
 
@@ -94,23 +90,22 @@ class Bound:
 
 def bind(places: Sequence[Place], arena: torch.Tensor) -> Bound:
     """Make the arena the model's weights."""
-    packed: dict[int, PackedWeight] = {}
+    packed: dict[int, Sequence[PackedWeight]] = {}
     plain: set[int] = set()
     for place in places:
         raw = arena[place.begin : place.begin + place.num_bytes]
         data = raw.view(place.dtype).view(place.shape)
         parameter = getattr(place.module, place.attribute)
         if place.is_packed:
-            assert isinstance(place.module, Linear | Embedding)
-            packed[id(parameter)] = place.module.adopt(data)
+            assert isinstance(place.module, Packable)
+            packed[id(parameter)] = place.module.adopt(place.attribute, data)
         else:
             parameter.data = data
             plain.add(id(parameter))
     return Bound(packed, frozenset(plain))
 
 
-def _packed_shape(model: CausalLM, module: nn.Module, attribute: str) -> tuple[int, ...] | None:
-    if attribute != "weight" or not isinstance(module, Linear | Embedding):
-        return None
-    is_matrix = isinstance(module, Linear) or module is model.head
-    return module.packed_shape if is_matrix else None
+def _packed_shapes(model: CausalLM, module: nn.Module) -> dict[str, tuple[int, ...]]:
+    if isinstance(module, Embedding) and module is not model.head:
+        return {}
+    return module.packed_shapes() if isinstance(module, Packable) else {}

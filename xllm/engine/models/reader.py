@@ -37,7 +37,7 @@ class Piece:
 def read_weights(
     checkpoint: Checkpoint,
     sources: Sequence[Source],
-    packed: Mapping[int, PackedWeight],
+    packed: Mapping[int, Sequence[PackedWeight]],
     *,
     num_threads: int,
     progress: Callable[[int], None],
@@ -45,7 +45,7 @@ def read_weights(
     """Fill every source's place.
 
     Args:
-        packed: parameter's ``id`` -> where its matrix goes packed; all others are filled as they are.
+        packed: parameter's ``id`` -> where its matrices go packed; all others are filled as they are.
         progress: called with bytes of the checkpoint that were just placed.
     """
     ordered = sorted(sources, key=lambda s: (checkpoint.file(s.name), checkpoint.entry(s.name).begin))
@@ -56,8 +56,9 @@ def read_weights(
         piece = pieces[index]
         ahead = pieces[min(index + AHEAD_PIECES, len(pieces) - 1)]
         checkpoint.shard(ahead.source.name).read_ahead(ahead.file_begin, ahead.file_end)
-        target = None if id(piece.source.parameter) in loose else packed.get(id(piece.source.parameter))
-        _place(checkpoint, piece, target)
+        key = id(piece.source.parameter)
+        weights = None if key in loose else packed.get(key)
+        _place(checkpoint, piece, None if weights is None else weights[max(piece.source.index, 0)])
         checkpoint.shard(piece.source.name).drop(piece.file_begin, piece.file_end)
         return piece.file_end - piece.file_begin
 
@@ -72,18 +73,23 @@ def read_weights(
             progress(done_bytes)
     torch.set_num_threads(num_threads)
     for key, parameter in loose.items():
-        pack_rows(packed[key], 0, parameter.data, num_threads=num_threads)
+        stack = parameter.data.reshape(-1, *parameter.data.shape[-2:])
+        for weight, rows in zip(packed[key], stack, strict=True):
+            pack_rows(weight, 0, rows, num_threads=num_threads)
 
 
-def _loose(sources: Sequence[Source], packed: Mapping[int, PackedWeight]) -> dict[int, torch.nn.Parameter]:
+def _loose(
+    sources: Sequence[Source], packed: Mapping[int, Sequence[PackedWeight]]
+) -> dict[int, torch.nn.Parameter]:
     """Matrices fused of parts that are no whole blocks: gathered as they are, packed in the end."""
     found = {}
     for source in sources:
-        weight = packed.get(id(source.parameter))
-        if weight is None:
+        weights = packed.get(id(source.parameter))
+        if weights is None:
             continue
-        end = source.start + (weight.num_out if source.length < 0 else source.length)
-        if source.start % COLUMNS or (end % COLUMNS and end != weight.num_out):
+        num_out = weights[0].num_out
+        end = source.start + (num_out if source.length < 0 else source.length)
+        if source.start % COLUMNS or (end % COLUMNS and end != num_out):
             found[id(source.parameter)] = source.parameter
     return found
 

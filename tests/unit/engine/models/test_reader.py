@@ -94,6 +94,47 @@ def test_every_number_arrives_at_its_place(
     assert len(told) > len(weights) + 1, "the table is more than one piece"
 
 
+@pytest.mark.parametrize("inner", [64, 40])
+@pytest.mark.parametrize("kernels", ["native", "reference"])
+def test_experts_arrive_at_their_places(tmp_path: Path, inner: int, kernels: str) -> None:
+    """40 is no whole block: gate and up of an expert share one."""
+    if kernels == "native" and native_library() is None:
+        pytest.skip("no compiler")
+    weights = checkpoint(
+        tmp_path, torch.bfloat16, architectures=["Qwen3MoeForCausalLM"], num_experts=3,
+        num_experts_per_tok=2, moe_intermediate_size=inner, norm_topk_prob=True, decoder_sparse_step=1,
+    )  # fmt: skip
+    mlp = "model.layers.0.mlp"
+    for part in ("gate", "up", "down"):
+        del weights[f"{mlp}.{part}_proj.weight"]
+    generator = torch.Generator().manual_seed(1)
+    shapes = {f"{mlp}.gate.weight": (3, WIDTH)}
+    for i in range(3):
+        shapes |= {f"{mlp}.experts.{i}.{part}_proj.weight": (inner, WIDTH) for part in ("gate", "up")}
+        shapes[f"{mlp}.experts.{i}.down_proj.weight"] = (WIDTH, inner)
+    weights |= {n: torch.randn(s, generator=generator).to(torch.bfloat16) for n, s in shapes.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    build = build_context(torch.bfloat16, CPU, kernels={"linear": kernels, "moe": kernels})
+    cache = tmp_path / "cache" if kernels == "native" else None
+    for _ in range(2):  # from the checkpoint, then from the cache
+        model: Any = load_model(read_model_spec(tmp_path), tmp_path, build, packed_cache=cache)
+        moe = model.layers[0].mlp
+        router, gate_up, down = (_stack(weight) for weight in moe.packed)
+        assert torch.equal(router[0], weights[f"{mlp}.gate.weight"])
+        for i in range(3):
+            name = f"{mlp}.experts.{i}"
+            fused = torch.cat([weights[f"{name}.{part}_proj.weight"] for part in ("gate", "up")])
+            assert torch.equal(gate_up[i], fused)
+            assert torch.equal(down[i], weights[f"{name}.down_proj.weight"])
+
+
+def _stack(weight: Any) -> torch.Tensor:
+    if isinstance(weight, torch.Tensor):
+        return weight if weight.ndim == 3 else weight[None]
+    rows = torch.arange(weight.num_out)
+    return torch.stack([take_rows(PackedWeight(e, weight.num_out, weight.num_in), rows) for e in weight.data])
+
+
 def test_all_weights_lie_in_one_stretch_and_a_tied_table_is_there_once(tmp_path: Path) -> None:
     checkpoint(tmp_path, torch.bfloat16)
     spec, build = read_model_spec(tmp_path), build_context(torch.bfloat16, CPU)
