@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from tokenizers import processors
 
 from tests.fakes.small_tokenizers import build_byte_level
-from xllm.api.backend import BackendHealth, InstanceLoad, OutputSink, Row, ServedModel
+from xllm.api.backend import BackendHealth, InstanceLoad, OutputSink, Row, Sample, ServedModel
 from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import CapacityError, XllmError
 from xllm.text.chat_template import ChatTemplate
@@ -182,6 +182,16 @@ class FakeBackend:
     def loads(self) -> tuple[InstanceLoad, ...]:
         load = LoadReport(num_running=len(self.running), blocks_total=8, blocks_free=6, blocks_used=2, step=5)
         return (InstanceLoad(id="e0", is_healthy=self.is_up, load=load, block_size=16),)
+
+    def samples(self) -> Sequence[Sample]:
+        labels = {
+            "instance_state": ("e0", "ready"),
+            "num_requests_held": ("online",),
+            "route_decisions": ("load",),
+        }
+        labels["attempts_lost"] = ("silent",)
+        own = ("attempts_retried", "kv_index_blocks", *labels)
+        return [Sample(name, 1, labels.get(name, ())) for name in own]
 
     async def debug_request(self, request_id: str) -> Sequence[Row]:
         known = any(request.id == request_id for request in self.requests)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from xllm.api.text_pipeline import TextPipeline
 from xllm.types.ids import RequestId
@@ -59,6 +59,14 @@ class InstanceLoad:
     block_size: int = 0
 
 
+class Sample(NamedTuple):
+    """One number for /metrics: the running total of a counter, or the value of a gauge."""
+
+    name: str
+    value: float
+    labels: tuple[str, ...] = ()
+
+
 class OutputSink(Protocol):
     """Where the outputs of a request go."""
 
@@ -104,6 +112,10 @@ class Backend(Protocol):
 
     def loads(self) -> tuple[InstanceLoad, ...]:
         """Last load report of each instance."""
+        ...
+
+    def samples(self) -> Sequence[Sample]:
+        """What the backend counts itself. Series of a gauge that are not named any more are gone."""
         ...
 
     async def debug_request(self, request_id: RequestId) -> Sequence[Row]:

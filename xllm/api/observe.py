@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from xllm.api.backend import Backend
+from xllm.api.backend import Backend, Sample
 from xllm.api.choice_text import Delta
 from xllm.base.clock import Clock
 from xllm.base.log import REQUEST_LOGGER, get_logger
@@ -93,7 +93,19 @@ class EdgeMetrics:
         metrics.set("kv_cache_usage_perc", busy / total if total else 0.0)
         for name, attribute in _TOTALS:
             metrics.report_total(name, sum(getattr(item.load, attribute) for item in loads))
+        self._bring_in(backend.samples())
         return metrics.render(compat)
+
+    def _bring_in(self, samples: Sequence[Sample]) -> None:
+        gauges: dict[str, set[tuple[str, ...]]] = {}
+        for name, value, labels in samples:
+            if self.metrics.rows[name].kind == "counter":
+                self.metrics.report_total(name, value, *labels)
+            else:
+                self.metrics.set(name, value, *labels)
+                gauges.setdefault(name, set()).add(labels)
+        for name, labels_there in gauges.items():
+            self.metrics.keep_only(name, labels_there)
 
 
 _TOTALS = (

@@ -7,7 +7,7 @@ vLLM's carries that name, and ``render(compat="vllm")`` adds it a second time un
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -123,6 +123,19 @@ METRICS: tuple[MetricRow, ...] = (
     _counter("http_requests", "HTTP responses, by method, route and status.", "method", "handler", "status"),
     _counter("requests_refused", "Requests answered 429 or 503 without being started.", "reason"),
     _counter("client_disconnects", "Requests aborted because their client went away."),
+    _counter("route_decisions", "Requests and further attempts sent to an instance, by reason.", "reason"),
+    _counter("attempts_lost", "Attempts whose instance was lost, by how.", "how"),
+    _counter("attempts_retried", "Attempts after the first: after a loss or a refusal for want of room."),
+    _counter("requests_held", "Requests that had to wait in the service."),
+    _counter("predicted_cached_tokens", "Prompt tokens that routing expected in a cache."),
+    _counter("actual_cached_tokens", "Of the same requests, prompt tokens that were found there."),
+    _counter("mispredicted_cached_tokens", "Sum of the differences between both, request by request."),
+    _counter("cache_prediction_alarms", "Times the log said that both parted."),
+    _counter("kv_index_gaps", "KV event feeds that had to begin anew."),
+    _gauge("kv_index_blocks", "Blocks in the index of cached prefixes."),
+    _gauge("num_requests_held", "Requests that wait in the service for room, by class.", "priority_class"),
+    _gauge("num_requests_parked", "Requests whose instance was lost and that wait for another one."),
+    _gauge("instance_state", "1 for the state that an instance is in.", "instance_id", "state"),
     _gauge("num_requests_running", "Sequences in the running set.", is_vllm=True),
     _gauge("num_requests_waiting", "Requests waiting to be admitted.", is_vllm=True),
     _gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", is_vllm=True),
@@ -183,6 +196,12 @@ class Metrics:
         before = self._totals.get(key, 0.0)
         self._totals[key] = total
         self.inc(name, total - before if total >= before else total, *labels)
+
+    def keep_only(self, name: str, labels: Collection[tuple[str, ...]]) -> None:
+        """Drop the series of a metric whose own labels are not among ``labels``: what they speak of is gone."""
+        for key in [key for key in self._children if key[0] == name and key[1] not in labels]:
+            del self._children[key]
+            self._metrics[name].remove(*self._common.values(), *key[1])
 
     def render(self, compat: str = "none") -> bytes:
         """The text exposition; ``compat="vllm"`` adds the parallel metrics under vLLM's names."""

@@ -14,6 +14,7 @@
     delivery.py   carries out dispatch's orders: sends, aborts, answers, outputs to readers
     tasks.py      what runs beside the caller, held until it ends
     status.py     health, loads, decisions and waits as the edge shows them
+    counts.py     decisions, losses and waiting requests, for /metrics
     wire_names.py other names for requests whose id another replica uses in the same engine
     election.py   at most one replica holds a duty, by compare-and-set in the registry
     build.py      wires all of it from the configuration

@@ -45,6 +45,10 @@ class PrefixFeeds:
         """Per instance, prompt tokens to compute for requests without output."""
         self.pending_prompt_tokens: Counter[InstanceId] = Counter()
         """Per instance, all prompt tokens of those."""
+        self.num_predicted_tokens = 0
+        self.num_actual_tokens = 0
+        self.num_wrong_tokens = 0
+        """Sums over all instances ever, for /metrics; the last is of absolute differences."""
         self.num_alarms = 0
         self._sent: dict[RequestId, _Sent] = {}
         self._wrong_tokens = 0.0
@@ -75,9 +79,18 @@ class PrefixFeeds:
                 continue
             self.predicted_tokens[sent.instance] += round(sent.predicted_tokens)
             self.actual_tokens[sent.instance] += actual
+            self.num_predicted_tokens += round(sent.predicted_tokens)
+            self.num_actual_tokens += actual
+            self.num_wrong_tokens += abs(round(sent.predicted_tokens) - actual)
             self._wrong_tokens += abs(sent.predicted_tokens - actual)
             self._prompt_tokens += sent.num_prompt
             self._num_compared += 1
+
+    def forget(self, instance: InstanceId) -> None:
+        """It is gone for good."""
+        self.index.purge(instance)
+        self.predicted_tokens.pop(instance, None)
+        self.actual_tokens.pop(instance, None)
 
     def on_ended(self, request_id: RequestId) -> None:
         """It is over, or goes elsewhere; unknown ones are fine."""

@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from msgspec import structs
 
-from xllm.api.backend import BackendHealth, InstanceLoad, OutputSink, Row, ServedModel
+from xllm.api.backend import BackendHealth, InstanceLoad, OutputSink, Row, Sample, ServedModel
 from xllm.api.text_pipeline import TextPipeline
 from xllm.base.clock import Clock
 from xllm.base.trace import DecisionTrace
@@ -29,6 +29,7 @@ from xllm.registry.registry import InstanceRegistry
 from xllm.service.cluster.cluster import TICK_S, Cluster, Group
 from xllm.service.cluster.view import ClusterView
 from xllm.service.connections import Connections
+from xllm.service.counts import Counts
 from xllm.service.delivery import Delivery
 from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.hold_queue import HoldLimits
@@ -108,6 +109,7 @@ class Service:
         self._holding = Holding(
             hold, clock=clock, waits=waits, look=self._view, begin=self._begin, refuse=self._refuse_held
         )
+        self._counts = Counts()
         self._charges = hold.max_waiting_per_instance > 0
 
     # -- life --
@@ -194,6 +196,7 @@ class Service:
         try:
             if not self._holding.take(request, sink, view):
                 self._gate.enter(request)
+                self._counts.num_held += 1
                 self._trace.record(request.id, "held", {"ahead": len(self._holding) - 1})
             await submitted  # bounded: dispatch and the queue have a deadline for every request
         finally:
@@ -217,6 +220,10 @@ class Service:
     def loads(self) -> tuple[InstanceLoad, ...]:
         """Last load report of each instance."""
         return build_loads(self._cluster)
+
+    def samples(self) -> Sequence[Sample]:
+        """Decisions, losses, waiting requests, cached tokens as predicted and as found, states of instances."""
+        return self._counts.samples(self._cluster, self._dispatch, self._holding.queue, self._prefixes)
 
     async def debug_request(self, request_id: RequestId) -> Sequence[Row]:
         """The service's decisions, then those of the engines, each with its source and its age."""
@@ -272,7 +279,11 @@ class Service:
 
     def on_lost(self, instance_id: InstanceId, error: XllmError) -> None:
         """An instance is out of reach: what it had goes elsewhere."""
-        self._prefixes.index.purge(instance_id)
+        if self._cluster.get(instance_id) is None:
+            self._prefixes.forget(instance_id)
+        else:
+            self._prefixes.index.purge(instance_id)
+        self._counts.lost["connection"] += self._dispatch.num_inflight(instance_id)
         self._delivery.carry_out(self._dispatch.on_instance_lost(instance_id, error))
 
     # -- time --
@@ -297,6 +308,7 @@ class Service:
         for each in self._cluster:
             if each.info.group in ready and each.state in GIVEN_UP:
                 lost = InstanceLost(each.message)
+                self._counts.lost["silent"] += self._dispatch.num_inflight(each.info.id)
                 self._delivery.carry_out(self._dispatch.on_instance_lost(each.info.id, lost))
 
     # -- small parts --
@@ -318,6 +330,7 @@ class Service:
         if instance is not None:
             instance.num_routed += 1
             self._groups[request.id] = instance.info.group
+            self._counts.note_routed(decision, instance.state)
         self._trace.record(request.id, "scored", {"instance": chosen.instance, **chosen.parts})
         self._prefixes.on_routed(request, chosen.instance, chosen.parts.get("hit_tokens"))
 

@@ -32,6 +32,16 @@ def test_counters_gauges_and_histograms_count(metrics: Metrics) -> None:
     assert rows['xllm:time_to_first_token_seconds_bucket{engine="0",le="0.02",model_name="m"}'] == "0.0"
 
 
+def test_series_of_what_is_gone_are_dropped(metrics: Metrics) -> None:
+    for name in ("a", "b"):
+        metrics.set("instance_state", 1, name, "ready")
+    metrics.set("instance_state", 1, "b", "lost")
+    metrics.keep_only("instance_state", {("b", "lost")})
+    metrics.keep_only("instance_state", {("b", "lost")})
+    states = [row for row in lines(metrics) if "instance_state" in row]
+    assert states == ['xllm:instance_state{engine="0",instance_id="b",model_name="m",state="lost"}']
+
+
 def test_series_without_own_labels_exist_from_the_start(metrics: Metrics) -> None:
     rows = lines(metrics)
     for row in METRICS:

@@ -141,6 +141,9 @@ def test_two_instances_share_the_requests() -> None:
                 await parts.service.submit(make_request(f"r{index}"), sink)
             await until(lambda: all(sink.reasons for sink in sinks))
             assert [instance.num_routed for instance in parts.cluster] == [5, 5]
+            found = {(sample.name, *sample.labels): sample.value for sample in parts.service.samples()}
+            assert found["route_decisions", "turn"] == 10 and found["attempts_retried",] == 0
+            assert found["instance_state", "engine-0", "ready"] == 1
             assert one.runner.ran and two.runner.ran
 
     run(scene)
@@ -335,6 +338,9 @@ def test_what_an_instance_has_no_room_for_waits_in_the_service_and_goes_on_in_or
             await until(lambda: len(parts.dispatch) == 0)
             order = [row.request_id for row in parts.trace.recent(1024) if row.event == "scored"]
             assert order.index("small") < order.index("b1") and order[-1] == "offline"
+            found = {(sample.name, *sample.labels): sample.value for sample in parts.service.samples()}
+            assert found["requests_held",] == 9 and found["num_requests_held", "online"] == 0
+            assert found["route_decisions", "only"] == 11
 
     run(scene)
 
