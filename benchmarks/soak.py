@@ -142,6 +142,7 @@ async def soak(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
         outcomes: Counter[str] = Counter()
         failures: list[Any] = []
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in world.processes}
+        blocks: dict[str, list[tuple[int, int, int]]] = {name: [] for name in world.engines}
         began_s = time.monotonic()
         holdings = []
         for part, seconds in (("warm-up", warm_up_s), ("run", total_s)):
@@ -152,16 +153,21 @@ async def soak(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
             end_s = time.monotonic() + seconds
             while time.monotonic() < end_s:
                 await asyncio.sleep(SAMPLE_S)
+                now_s = time.monotonic() - began_s
                 for name, process in world.processes.items():
-                    rss_mib = _rss_mib(process)
-                    samples[name].append((time.monotonic() - began_s, rss_mib))
+                    samples[name].append((now_s, _rss_mib(process)))
+                for name, reply in (await world.engine_loads()).items():
+                    load_now = reply.load
+                    blocks[name].append((round(now_s), load_now.blocks_used, load_now.blocks_cached))
             await load.stop()
             await churn.stop()
             outcomes += load.books.outcomes
             failures += load.books.failures
             holdings.append(await at_rest(world))
             print({name: asdict(holding) for name, holding in holdings[-1].items()}, flush=True)
-        return _report(world, holdings, samples, outcomes, failures, churn.counts, began_s)
+        report = _report(world, holdings, samples, outcomes, failures, churn.counts, began_s)
+        thinned = {name: found[:: max(1, len(found) // 40)] for name, found in blocks.items()}
+        return {**report, "kv_blocks_used_and_cached": thinned}
 
 
 def _rss_mib(process: Process) -> float:
@@ -225,7 +231,12 @@ def main() -> int:
         directory = args.keep or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
         report = asyncio.run(soak(directory, args))
-    print(json.dumps({key: value for key, value in report.items() if key != "rss_samples_mib"}, indent=1))
+    print(
+        json.dumps(
+            {key: value for key, value in report.items() if "samples" not in key and "kv_" not in key},
+            indent=1,
+        )
+    )
     if args.json is not None:
         args.json.write_text(
             json.dumps({"environment": environment, "seed": args.seed, **report}, indent=1) + "\n"
