@@ -98,9 +98,10 @@ def medians(rows: Sequence[Row], key: str) -> tuple[dict[str, float], set[str]]:
 def ratio_to_best(found: dict[str, float], elsewhere: set[str], is_more_better: bool) -> float | None:
     """Above 1: xLLM is ahead of every peer."""
     peers = [value for system, value in found.items() if system != OURS and system not in elsewhere]
-    if OURS not in found or not peers or (is_more_better and max(peers) == 0):
+    if OURS not in found or not peers:
         return None
-    return found[OURS] / max(peers) if is_more_better else min(peers) / found[OURS]
+    above, below = (found[OURS], max(peers)) if is_more_better else (min(peers), found[OURS])
+    return above / below if below else None
 
 
 def table(data: Data) -> str:

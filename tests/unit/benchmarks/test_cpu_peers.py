@@ -184,6 +184,13 @@ def test_the_table_shows_medians_of_kept_runs_and_the_ratio_to_the_best_peer() -
     assert "discarded: 1 (1 for bandwidth)" in report.notes(data(runs))
 
 
+def test_a_ratio_to_nothing_is_no_ratio() -> None:
+    assert report.ratio_to_best({OURS: 0.0, "vllm": 2.0}, set(), is_more_better=False) is None
+    assert report.ratio_to_best({OURS: 2.0, "vllm": 0.0}, set(), is_more_better=True) is None
+    assert report.ratio_to_best({OURS: 2.0, "vllm": 4.0}, {"vllm"}, is_more_better=True) is None
+    assert report.ratio_to_best({OURS: 2.0, "vllm": 4.0, "llamacpp": 3.0}, set(), is_more_better=False) == 1.5
+
+
 def test_a_later_session_with_as_many_systems_replaces_an_earlier_one() -> None:
     runs = [run(OURS, 10), run("vllm", 10), run(OURS, 30, session=1), run("vllm", 10, session=1)]
     assert report.medians(runs, "output_tok_s") == ({OURS: 30, "vllm": 10}, set())
