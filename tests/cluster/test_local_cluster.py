@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,11 +100,14 @@ def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Clu
     clients = [threading.Thread(target=work) for _ in range(4)]
     for client in clients:
         client.start()
-    with Command("cluster", "drain", "engine-0", "--registry", cluster.registry, "--json") as drain:
+    with Command("cluster", "drain", "engine-0", "--no-wait", "--registry", cluster.registry) as begun:
+        assert begun.process.wait(60) == 0, begun.text
+    assert "takes no new requests" in begun.text and cluster.states()["engine-0"] == "draining"
+    with Command("cluster", "drain", "engine-0", "--wait", "--registry", cluster.registry, "--json") as drain:
         assert drain.process.wait(60) == 0, drain.text
     for client in clients:
         client.join(60)
-    assert json.loads(drain.text) == {"instance": "engine-0", "num_ended": 0}
+    assert json.loads(drain.text.splitlines()[-1]) == {"instance": "engine-0", "num_ended": 0}
     assert set(statuses) <= {200, 503} and statuses.count(200) >= 16, statuses
     assert cluster.states() == {"engine-1": "ready"}
     cluster.command.until(r"engine-0 has left; it is not started again")
@@ -111,6 +115,9 @@ def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Clu
     with Command("cluster", "status", "--registry", cluster.registry) as status:
         assert status.process.wait(60) == 0
     assert "engine-1" in status.text and "SERVICE" in status.text and cluster.url in status.text
+    with Command("cluster", "roles", "--registry", cluster.registry) as roles:
+        assert roles.process.wait(60) == 0
+    assert re.search(r"demo +\S+ +mixed +engine-1 +ready", roles.text) and "controller" in roles.text
     with Command("cluster", "drain", "engine-0", "--registry", cluster.registry) as again:
         assert again.process.wait(60) == 1
     assert "there are: engine-1" in again.text

@@ -1,4 +1,4 @@
-"""``xllm cluster status|drain``: looks at the instances of a registry, and takes one out."""
+"""``xllm cluster status|roles|drain``: looks at the instances of a registry, and takes one out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import asyncio
 import json
 import os
 import sys
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 from xllm.base.log import setup_logging
 from xllm.cli.flags import add_config_flags, load_from_flags
 from xllm.config.serve import REGISTRY_SECTIONS
 from xllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    from xllm.config.cluster import RegistryConfig
+    from xllm.launch.cluster_admin import DrainProgress
 
 _COLUMNS = (
     ("INSTANCE", "id"),
@@ -26,12 +31,15 @@ _COLUMNS = (
     ("ADDRESS", "address"),
     ("MESSAGE", "message"),
 )
+_LINE_EVERY_S = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What to do, and the registry's flags."""
     parser.add_argument(
-        "action", choices=("status", "drain"), help="show the cluster, or take an instance out"
+        "action",
+        choices=("status", "roles", "drain"),
+        help="show the instances, show who does what, or take an instance out",
     )
     parser.add_argument("instance", nargs="?", help="which instance to drain")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -41,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         metavar="FLOAT",
         help="seconds that requests in flight may take to finish [60]",
+    )
+    parser.add_argument(
+        "--wait",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="wait until the instance has finished and left; without, only stop its admissions [wait]",
     )
     parser.add_argument(
         "--rpc-token",
@@ -56,31 +70,75 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_from_flags(args)
     setup_logging(loaded.sections["log"], "cluster")
     if (args.action == "drain") != (args.instance is not None):
-        raise ConfigError("drain needs the name of one instance, status none", hint="xllm cluster drain ID")
-    from xllm.launch.cluster_admin import drain_instance, gather_status
+        raise ConfigError(
+            "drain needs the name of one instance, status and roles none", hint="xllm cluster drain ID"
+        )
+    if args.action != "drain" and not args.wait:
+        raise ConfigError(f"--no-wait means nothing to {args.action}", hint="leave it away")
+    if args.drain_timeout < 0:
+        raise ConfigError(f"--drain-timeout is {args.drain_timeout:g}", hint="use 0 or more seconds")
+    if args.action == "drain":
+        return _drain(loaded.registry(), args)
+    from xllm.launch.cluster_admin import gather_status, group_roles
 
-    if args.action == "status":
-        found = asyncio.run(gather_status(loaded.registry(), args.rpc_token))
+    found = asyncio.run(gather_status(loaded.registry(), args.rpc_token))
+    if args.action == "roles":
+        roles = group_roles(found)
+        print(json.dumps(roles, indent=2) if args.json else format_roles(roles))
+    else:
         print(json.dumps(found, indent=2) if args.json else format_status(found))
-        return 0 if all(row["state"] not in ("lost", "unreadable") for row in found["instances"]) else 1
+    return 0 if all(row["state"] not in ("lost", "unreadable") for row in found["instances"]) else 1
 
-    def show(num_unfinished: int) -> None:
-        if sys.stderr.isatty():
-            sys.stderr.write(f"\r{num_unfinished} requests in flight \x1b[K")
 
-    num_ended = asyncio.run(
+def _drain(registry: RegistryConfig, args: argparse.Namespace) -> int:
+    from xllm.launch.cluster_admin import drain_instance
+
+    progress = _Progress(args.instance)
+    num = asyncio.run(
         drain_instance(
-            loaded.registry(),
+            registry,
             args.instance,
             token=args.rpc_token,
             timeout_s=args.drain_timeout,
-            on_progress=show,
+            waits=args.wait,
+            on_progress=progress.show,
         )
     )
-    result = {"instance": args.instance, "num_ended": num_ended}
-    note = f" ({num_ended} requests had to be ended)" if num_ended else ""
-    print(json.dumps(result) if args.json else f"{args.instance} has drained and left{note}")
+    progress.end()
+    if not args.wait:
+        result: dict[str, Any] = {"instance": args.instance, "num_unfinished": num}
+        said = f"{args.instance} takes no new requests; {num} are in flight; drain it again to end it"
+    else:
+        result = {"instance": args.instance, "num_ended": num}
+        note = f" ({num} requests had to be ended)" if num else ""
+        said = f"{args.instance} has drained and left{note}"
+    print(json.dumps(result) if args.json else said)
     return 0
+
+
+class _Progress:
+    """How far a drain is, on stderr: in place on a terminal, else a line now and then."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self._shown_s = -_LINE_EVERY_S
+        self._has_line = False
+
+    def show(self, progress: DrainProgress) -> None:
+        """Called some times a second."""
+        text = f"{self._instance}: {progress.num_unfinished} requests in flight, {progress.left_s:.0f} s left"
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r{text}\x1b[K")
+            self._has_line = True
+        elif time.monotonic() - self._shown_s >= _LINE_EVERY_S:
+            self._shown_s = time.monotonic()
+            sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+    def end(self) -> None:
+        """Leave the terminal's line."""
+        if self._has_line:
+            sys.stderr.write("\r\x1b[K")
 
 
 def format_status(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -95,6 +153,20 @@ def format_status(found: dict[str, list[dict[str, Any]]]) -> str:
         parts.append(_table(["SERVICE", "URL", "PID"], cells))
     if found["leaders"]:
         parts.append(_table(["DUTY", "LEADER"], [[row["duty"], row["holder"]] for row in found["leaders"]]))
+    return "\n\n".join(parts)
+
+
+def format_roles(roles: dict[str, list[dict[str, Any]]]) -> str:
+    """Instances by group and role, and who leads."""
+    cells = [
+        [group["model"], group["revision"], row["role"], row["id"], row["state"]]
+        for group in roles["groups"]
+        for row in group["instances"]
+    ]
+    parts = [_table(["MODEL", "REVISION", "ROLE", "INSTANCE", "STATE"], cells)]
+    leaders = [[row["duty"], row["holder"], row["url"]] for row in roles["leaders"]]
+    if leaders:
+        parts.append(_table(["DUTY", "LEADER", "URL"], leaders))
     return "\n\n".join(parts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -53,15 +54,47 @@ async def gather_status(registry: RegistryConfig, token: str) -> dict[str, list[
     }
 
 
+def group_roles(found: dict[str, list[Row]]) -> dict[str, list[Row]]:
+    """What ``gather_status`` found, by group (model and revision) and role; and who holds which duty, and where.
+
+    A group is ``{"model", "revision", "roles": {role: number of instances}, "instances": [{"id", "role", "state"}]}``.
+    """
+    groups: dict[tuple[str, str], Row] = {}
+    for row in sorted(found["instances"], key=lambda row: (row.get("role") or "", row["id"])):
+        key = row.get("model") or "", row.get("revision") or ""
+        empty: Row = {"model": key[0], "revision": key[1], "roles": {}, "instances": []}
+        group = groups.setdefault(key, empty)
+        role = row.get("role")
+        if role:
+            group["roles"][role] = group["roles"].get(role, 0) + 1
+        group["instances"].append({"id": row["id"], "role": role, "state": row["state"]})
+    urls = {row["id"]: row["url"] for row in found["services"]}
+    leaders = [{**row, "url": urls.get(row["holder"], "")} for row in found["leaders"]]
+    return {"groups": [groups[key] for key in sorted(groups)], "leaders": leaders}
+
+
+@dataclass(frozen=True, slots=True)
+class DrainProgress:
+    """Where a drain is."""
+
+    num_unfinished: int
+    """Requests that still run."""
+    left_s: float
+    """Until those that still run are ended."""
+
+
 async def drain_instance(
     registry: RegistryConfig,
     instance_id: str,
     *,
     token: str,
     timeout_s: float,
-    on_progress: Callable[[int], None] = lambda num_unfinished: None,
+    waits: bool = True,
+    on_progress: Callable[[DrainProgress], None] = lambda progress: None,
 ) -> int:
     """Stop an instance's admissions, wait for what it runs, end it; returns how many requests had to be ended.
+
+    Without ``waits`` it only stops the admissions and returns how many requests run: a later call ends it.
 
     Raises:
         NotFound: no such instance is published.
@@ -73,10 +106,12 @@ async def drain_instance(
         client = await _connect(published, token)
         try:
             await client.drain(timeout_s)
-            deadline_s = time.monotonic() + timeout_s + ASK_S
+            end_s = time.monotonic() + timeout_s
             num_unfinished = (await client.health()).num_unfinished
-            while num_unfinished and time.monotonic() < deadline_s:
-                on_progress(num_unfinished)
+            if not waits:
+                return num_unfinished
+            while num_unfinished and time.monotonic() < end_s + ASK_S:
+                on_progress(DrainProgress(num_unfinished, max(0.0, end_s - time.monotonic())))
                 await asyncio.sleep(POLL_S)
                 num_unfinished = (await client.health()).num_unfinished
             await client.shutdown()
