@@ -4,9 +4,9 @@
 
 Four timed engines, two service replicas and a real etcd as processes of this machine, a fault proxy on every link.
 Clients send streamed and whole requests (greedy, seeded, several choices, penalties, stops, log-probabilities) whose
-one right answer is known. In the first half each fault strikes alone, so that recovery times can be read; in the
-second half they overlap. Afterwards every engine must be empty. Status 1 when anything was lost, changed, repeated or
-left behind, or when a replica doubted an engine that nothing had struck.
+one right answer is known. In the first half every kind of fault strikes alone, in turn, so that recovery times can
+be read; in the second half they are drawn and overlap. Afterwards every engine must be empty. Status 1 when anything
+was lost, changed, repeated or left behind, or when a replica doubted an engine that nothing had struck.
 
 ``--executor local`` runs the demo model in float32 in place of timed engines.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import random
 import sys
 import tempfile
 from pathlib import Path
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import describe
 from tests.chaos.run import ChaosOptions, format_report, run_chaos
-from tests.chaos.schedule import Fault, build_schedule
+from tests.chaos.schedule import KINDS, Fault, build_schedule
 from tests.chaos.world import WorldOptions
 
 START_S = 60.0
@@ -52,7 +53,16 @@ def main() -> int:
     services = ["service-0", "service-1"]
     kinds = args.kinds.split(",") if args.kinds else None
     half_s = args.minutes * 30.0
-    lone = build_schedule(args.seed, half_s, engines=engines, services=services, alone=True, kinds=kinds)
+    every = random.Random(args.seed).sample([*KINDS], len(KINDS))
+    lone = build_schedule(
+        args.seed,
+        half_s,
+        engines=engines,
+        services=services,
+        alone=True,
+        kinds=kinds or every,
+        gap_s=(0.5, 1.5),
+    )
     begins_s = max([half_s, *(fault.at_s + fault.lasts_s + 8.0 for fault in lone)])
     storm = build_schedule(args.seed + 1, half_s, engines=engines, services=services, kinds=kinds)
     shifted = [

@@ -19,6 +19,9 @@ KINDS = {**ENGINE_KINDS, **SERVICE_KINDS, **ETCD_KINDS, **MACHINE_KINDS}
 AFTERMATH_S = 8.0
 """After a fault ends its target is left alone for this long: a restart, a lease, a connection."""
 
+ALONE_S = 6.0
+"""Between the end of a fault that strikes alone and the next."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
@@ -66,7 +69,7 @@ def build_schedule(
             faults.append(Fault(kind=kind, target=target, at_s=round(at_s, 2), lasts_s=lasts_s))
             busy[target] = at_s + lasts_s + AFTERMATH_S
             if alone:
-                at_s = busy[target]
+                at_s += lasts_s + ALONE_S
         at_s += rng.uniform(*gap_s)
     return faults
 

@@ -35,6 +35,8 @@ class Mark:
     waiting: set[int] = field(default_factory=set)
     """Streams that were open at the strike and have had no event since."""
     states: set[str] = field(default_factory=set)
+    witnesses: set[str] = field(default_factory=set)
+    """Replicas that were well at the strike and have been since: their notice counts."""
     num_streams: int = 0
     """Open at the strike."""
 
@@ -84,7 +86,9 @@ class Watch:
         """A fault begins now; ``streams`` are open."""
         now_s = time.monotonic()
         mark = Mark(fault, now_s, waiting=set(streams), num_streams=len(streams))
+        mark.witnesses = {name for name in self._world.services if not self._is_fresh(name)}
         for other in self.marks:
+            other.witnesses.discard(fault.target)
             if other.healed_s is None or now_s - other.healed_s < AFTERMATH_S / 2:
                 mark.is_alone = other.is_alone = False
         self.marks.append(mark)
@@ -123,11 +127,10 @@ class Watch:
             if mark.fault.kind not in ENGINE_KINDS:
                 continue
             state = states.get(name, "unknown")
-            if self._is_fresh(service):
-                continue
             if state != "ready" and asked_s >= mark.struck_s and mark.back_s is None:
-                mark.states.add(state)
-                mark.noticed_s.setdefault(service, now_s - mark.struck_s)
+                if service in mark.witnesses:
+                    mark.states.add(state)
+                    mark.noticed_s.setdefault(service, now_s - mark.struck_s)
             elif (
                 state == "ready"
                 and mark.healed_s is not None

@@ -168,12 +168,15 @@ class Connections:
         events = self._events
         assert events is not None
 
+        is_up = False
+
         def is_current() -> bool:
             # A connection may outlive its incarnation: what it still says must not touch the next one of that name.
             return self._cluster.get(instance_id) is instance
 
         def on_lost(error: InstanceLost) -> None:
-            if is_current():
+            # Before it is up, whoever waits for it below tells why it failed.
+            if is_up and is_current():
                 self._note_lost(instance, error)
             lost.set()
 
@@ -201,6 +204,7 @@ class Connections:
         except BaseException:  # cancelled, too: nobody else knows of this connection
             await client.close()
             raise
+        is_up = True
         is_same = instance.info.incarnation == info.incarnation
         self._cluster.on_connected(info)
         self.clients[instance_id] = client

@@ -121,15 +121,20 @@ def test_an_address_that_is_none_is_said_once(address: str, caplog: pytest.LogCa
     assert len([text for text in caplog.messages if text.startswith("instance odd:")]) == 1, caplog.messages
 
 
-def test_another_incarnation_under_a_published_address_is_no_member() -> None:
+def test_another_incarnation_under_a_published_address_is_no_member(caplog: pytest.LogCaptureFixture) -> None:
     async def scene(found: Scene) -> None:
         await found.put("odd", incarnation="somebody else")
         await until(
             lambda: "another incarnation" in found.parts.service.health().instances.get("odd", NOBODY).message
         )
+        await asyncio.sleep(0.5)  # several vain tries later
         await found.is_served()
 
     run(scene)
+    assert len([text for text in caplog.messages if text.startswith("instance odd:")]) == 1, caplog.messages
+    assert not [
+        text for text in caplog.messages if text.startswith("instance good:") and "closed by us" not in text
+    ]
 
 
 @pytest.mark.parametrize("key", ["x/good", "good/", "../good", "/good", "deep/er/good"])
