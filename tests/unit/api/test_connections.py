@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -14,8 +16,11 @@ import openai
 from tests.fakes.backend import ANSWER, FakeBackend
 from tests.fakes.edge_server import EdgeServer
 from tests.fakes.http import ask, events
+from xllm.api.backend import OutputSink
 from xllm.api.generation import OutputBuffer
+from xllm.errors import CapacityError
 from xllm.types.output import RequestOutput
+from xllm.types.request import Request
 
 BODY = {"messages": [{"role": "user", "content": "x"}], "ignore_eos": True, "max_tokens": 200}
 
@@ -51,6 +56,35 @@ def test_a_client_that_leaves_ends_its_request_also_without_stream() -> None:
             assert backend.aborts[-1][1:] == (None, "abort")
         assert "client_disconnects_total" in ask(f"{server.url}/metrics").raw.decode()
     assert len(backend.requests) == 2
+
+
+class HoldingBackend(FakeBackend):
+    """Every request waits for an instance until it is aborted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held: dict[str, asyncio.Future[None]] = {}
+
+    async def submit(self, request: Request, sink: OutputSink) -> None:
+        self.held[request.id] = asyncio.get_running_loop().create_future()
+        await self.held[request.id]
+
+    def abort(self, request_id: str, *, choice: int | None = None, reason: str = "abort") -> None:
+        super().abort(request_id, choice=choice, reason=reason)
+        self.held.pop(request_id).set_exception(CapacityError("ended while it waited", status=503))
+
+
+def test_a_client_that_leaves_while_its_request_waits_for_an_instance_frees_its_place() -> None:
+    backend = HoldingBackend()
+    with EdgeServer(backend) as server:
+        for stream in (True, False):
+            conn = open_raw(server, BODY | {"stream": stream})
+            until(lambda: bool(backend.held))
+            conn.close()
+            until(lambda: not backend.held)
+        until(lambda: 'status="499"' in ask(f"{server.url}/metrics").raw.decode())
+        text = ask(f"{server.url}/metrics").raw.decode()
+        assert 'status="503"' not in text and re.search(r"client_disconnects_total\{.*\} 2", text)
 
 
 def test_a_silent_stream_notices_the_client_leaving() -> None:
