@@ -430,6 +430,29 @@ def test_another_revision_takes_new_requests_and_the_old_one_finishes_its_own() 
     run(scene)
 
 
+def test_only_who_has_not_begun_to_answer_may_change_its_revision() -> None:
+    async def scene() -> None:
+        async with served_engine() as old, served_engine(revision="v2") as new, serving(old) as parts:
+            parts.dispatch.choose = parts.service.choose
+            begun, waiting = Sink(), Sink()
+            await parts.service.submit(make_request("begun", 300), begun)
+            await until(lambda: bool(begun.tokens))
+            old.runner.gate.clear()
+            await parts.service.submit(make_request("waiting"), waiting)
+            parts.publish(new, "new")
+            await until(lambda: parts.cluster.group == ("fake", "v2"))
+            parts.registry.withdraw("engine-0")
+            await until(lambda: bool(waiting.reasons))
+            assert waiting.tokens == [3, 4, 5, 6] and new.runner.ran
+            assert parts.dispatch.num_parked == 1 and not begun.reasons, "it waits for its own revision"
+            parts.publish(old, "engine-1")
+            old.runner.gate.set()
+            await until(lambda: bool(begun.reasons))
+            assert begun.tokens == list(range(3, 303)) and begun.reasons == ["length"]
+
+    run(scene)
+
+
 def test_debug_rows_say_where_they_come_from() -> None:
     async def scene() -> None:
         async with served_engine() as engine, serving(engine) as parts:
