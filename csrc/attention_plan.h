@@ -13,6 +13,7 @@
 
 #define PART 1024
 #define UNIT_ROWS 128 // rows of a job, queries x heads of a group
+#define MIN_GROUP_ROWS 16 // of a job that rows of a group share, however many threads there are
 #define MAX_DEPTH 4
 #define MIN_SAVED_TILES 4 // reads of a tile that a deeper group must save
 
@@ -125,9 +126,13 @@ class Planner {
 
     void share(long lo, long hi, long begin, long end, long level, long &floats) {
         while ((long)plan.phases.size() <= level) plan.phases.emplace_back();
+        long all = 0, most = UNIT_ROWS; // fewer rows per job where threads would have nothing to do
+        for (long i = lo; i < hi; i++) all += count_of(order[i]) * group;
+        const long runs = a.kv_heads * ((end - 1) / PART - begin / PART + 1);
+        while (most > MIN_GROUP_ROWS && runs * ((all + most - 1) / most) < a.split_below) most /= 2;
         for (long i = lo; i < hi;) {
             long rows = 0, last = i;
-            while (last < hi && (last == i || rows + count_of(order[last]) * group <= UNIT_ROWS)) rows += count_of(order[last++]) * group;
+            while (last < hi && (last == i || rows + count_of(order[last]) * group <= most)) rows += count_of(order[last++]) * group;
             for (long h = 0; h < a.kv_heads; h++) {
                 const long members = plan.members.size();
                 for (long j = i; j < last; j++) {
