@@ -52,7 +52,7 @@ from xllm.sim.engine import SimEngine
 from xllm.sim.events import EventQueue
 from xllm.types.block_hash import block_hashes, root_hash
 from xllm.types.ids import BlockHash
-from xllm.types.instance import HealthReport, InstanceInfo, LoadReport
+from xllm.types.instance import HealthReport, InstanceInfo, LoadReport, StepCosts
 from xllm.types.kv_event import KvEvent, KvEventBatch
 from xllm.types.kv_layout import build_attention_layout
 from xllm.types.request import Request
@@ -100,6 +100,9 @@ def build_cluster(num_instances: int) -> Cluster:
             num_running=rng.randrange(64),
             num_waiting=rng.randrange(9),
             num_waiting_tokens=rng.randrange(9999),
+            step_costs=StepCosts(
+                overhead_s=1e-3, row_s=1e-5, token_s=1e-5, weights_s=3e-3, context_s=1e-8, pair_s=1e-10
+            ),
         )
         health = HealthReport(state="ready", step=1, layers_done=1, num_unfinished=1, idle_s=0.0)
         instance.on_heartbeat(LoadReply(load=load, health=health))
@@ -122,7 +125,7 @@ def measure_decision() -> dict[str, Any]:
             "view_us": time_calls(cluster.view, 200),
             "match_us": time_calls(lambda i=index: i.match(HASHES), 500),
         }  # type: ignore[misc]
-        for name in ("round_robin", "least_loaded", "cache_aware", "session_affinity"):
+        for name in ("round_robin", "least_loaded", "cache_aware", "slo_aware", "session_affinity"):
             policy: Any = POLICIES.load(name)
             row[f"{name}_us"] = time_calls(lambda p=policy, v=view: p.decide(REQUEST, v), 500)  # type: ignore[misc]
         found[f"{num_instances} instances"] = row

@@ -136,7 +136,7 @@ def test_streams_go_on_token_exact_when_an_engine_is(how: str, engines: list[Eng
             await until(lambda: len(dispatch) == 0)
             victims = [engine for engine in engines if engine.is_alive]
             sinks = await streams(service, "hit")
-            await until(lambda: all(sink.outputs for sink in sinks))
+            await until(lambda: bool(sinks[1].outputs))  # the others may be anywhere
             victim = int(dispatch._live["drawn-hit"].instance.removeprefix("engine-"))
             os.kill(victim, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
             await until(lambda: len(dispatch) == 0)

@@ -10,10 +10,7 @@ from tests.fakes.known_speed import ONE_MS_PER_TOKEN, known_speed
 from xllm.perf.latency import (
     LARGEST_PREFILL_SHARE,
     TYPICAL_OUTPUT,
-    InstanceWork,
-    predict_outstanding_s,
-    predict_tpot_s,
-    predict_ttft_s,
+    predict_latency,
 )
 from xllm.perf.step_time import shape_of
 from xllm.perf.time_model import NullTimeModel
@@ -22,9 +19,21 @@ from xllm.types.instance import StepCosts
 MS = StepCosts(overhead_s=1.0, row_s=0.0, token_s=0.001, weights_s=0.01, context_s=0.0, pair_s=0.0)
 
 
-def work(**fields: Any) -> InstanceWork:
-    idle = {"num_running": 0, "num_waiting": 0, "running_tokens": 0, "ahead_tokens": 0.0}
-    return InstanceWork(**{**idle, "max_num_seqs": 8, "max_num_batched_tokens": 100, **fields})
+def work(**fields: Any) -> dict[str, Any]:
+    idle = {"running": 0, "waiting": 0, "running_tokens": 0, "ahead_tokens": 0.0}
+    return {**idle, "rows": 8, "budget": 100, **fields}
+
+
+def predict_ttft_s(costs: StepCosts, work: dict[str, Any], own: float, cached: float) -> float:
+    return predict_latency(costs, own, cached, **work)[0]
+
+
+def predict_outstanding_s(costs: StepCosts, work: dict[str, Any], own: float, cached: float) -> float:
+    return predict_latency(costs, own, cached, **work)[2]
+
+
+def predict_tpot_s(costs: StepCosts, work: dict[str, Any], num_tokens: float) -> float:
+    return predict_latency(costs, num_tokens, 0.0, **work)[1]
 
 
 def test_published_costs_are_the_model() -> None:
@@ -43,8 +52,8 @@ def test_a_first_token_waits_for_every_step_that_the_prompts_before_it_need() ->
     assert predict_ttft_s(MS, work(), 250, 0) == pytest.approx(3.25)
     assert predict_ttft_s(MS, work(ahead_tokens=250.0), 50, 0) == pytest.approx(3.30)
     # Sequences that decode take part of each step's tokens, and a step is in the way.
-    assert predict_ttft_s(MS, work(num_running=5), 95, 0) == pytest.approx(1.1 + 0.505)
-    assert predict_ttft_s(MS, work(num_running=5), 96, 0) == pytest.approx(2.0 + 0.106 + 0.505)
+    assert predict_ttft_s(MS, work(running=5), 95, 0) == pytest.approx(1.1 + 0.505)
+    assert predict_ttft_s(MS, work(running=5), 96, 0) == pytest.approx(2.0 + 0.106 + 0.505)
 
 
 def test_attention_of_a_long_prompt_is_quadratic_and_the_cached_part_is_not_paid() -> None:
@@ -54,9 +63,9 @@ def test_attention_of_a_long_prompt_is_quadratic_and_the_cached_part_is_not_paid
 
 
 def test_who_finds_no_row_waits_for_one() -> None:
-    full = work(num_running=8)
+    full = work(running=8)
     row_s = TYPICAL_OUTPUT * predict_tpot_s(MS, full, 0)
-    free = predict_ttft_s(MS, work(num_running=7), 50, 0)
+    free = predict_ttft_s(MS, work(running=7), 50, 0)
     assert predict_ttft_s(MS, full, 50, 0) > free + row_s / 8 - 0.01
 
 
@@ -64,9 +73,7 @@ def test_time_per_output_token_grows_with_rows_context_and_prefill() -> None:
     costs = StepCosts(overhead_s=0.5, row_s=0.1, token_s=0, weights_s=0.4, context_s=0.01, pair_s=0)
     alone = 0.5 + 0.1 + 0.4 + 0.01 * (10 + TYPICAL_OUTPUT / 2)
     assert predict_tpot_s(costs, work(), 10) == pytest.approx(alone)
-    assert predict_tpot_s(costs, work(num_running=2, running_tokens=30), 10) == pytest.approx(
-        alone + 0.2 + 0.3
-    )
+    assert predict_tpot_s(costs, work(running=2, running_tokens=30), 10) == pytest.approx(alone + 0.2 + 0.3)
     assert predict_tpot_s(costs, work(prefill_share=0.5), 10) == pytest.approx(2 * alone)
     assert predict_tpot_s(costs, work(prefill_share=1.0), 10) == pytest.approx(
         alone / (1 - LARGEST_PREFILL_SHARE)
@@ -75,7 +82,7 @@ def test_time_per_output_token_grows_with_rows_context_and_prefill() -> None:
 
 def test_outstanding_work_is_in_the_instances_own_seconds() -> None:
     slow = StepCosts(overhead_s=3.0, row_s=0.0, token_s=0.003, weights_s=0.03, context_s=0.0, pair_s=0.0)
-    some = work(num_running=2, ahead_tokens=100.0)
+    some = work(running=2, ahead_tokens=100.0)
     assert predict_outstanding_s(slow, some, 50, 0) == pytest.approx(
         3 * predict_outstanding_s(MS, some, 50, 0)
     )

@@ -92,7 +92,10 @@ class ClusterView:
         A silent instance may be frozen, or merely starved of CPU: a request is better off there than refused, since it
         moves on as soon as another one is ready. It gets ``MAX_BLIND_REQUESTS`` at most until it is heard again.
         """
-        for state in ("ready", "degraded", "suspect"):
+        ready = tuple([item for item in self.instances if item.state == "ready"])
+        if ready:
+            return ready
+        for state in ("degraded", "suspect"):
             found = tuple(item for item in self.instances if item.state == state and item.is_routable)
             if found:
                 return found

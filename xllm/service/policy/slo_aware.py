@@ -12,9 +12,9 @@ the wait, and the first instance that fits.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
 
-from xllm.perf.latency import InstanceWork, predict_outstanding_s, predict_tpot_s, predict_ttft_s
+from xllm.perf.latency import Latency, predict_latency
 from xllm.service.cluster.view import ClusterView, InstanceView
 from xllm.service.policy.load import TOKENS_PER_S, outstanding_tokens, queued_tokens
 from xllm.service.policy.score import Policy, Score
@@ -26,54 +26,54 @@ LATE = 1e6
 
 def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
     cached = view.prefixes.match(request.block_hashes) if request.block_hashes else {}
-    ttft_ms = request.slo.ttft_ms if request.slo.ttft_ms is not None else view.default_slo.ttft_ms
-    tpot_ms = request.slo.tpot_ms if request.slo.tpot_ms is not None else view.default_slo.tpot_ms
-    size, num_tokens = request.block_hash_size, float(request.num_prompt_tokens)
+    own, default = request.slo, view.default_slo
+    ttft_s = _seconds(default.ttft_ms if own.ttft_ms is None else own.ttft_ms)
+    tpot_s = _seconds(default.tpot_ms if own.tpot_ms is None else own.tpot_ms)
+    size, num_tokens, age_s = request.block_hash_size, float(request.num_prompt_tokens), request.age_s
     scores = []
     for item in view.routable():
-        hit_tokens = min(cached.get(item.info.id, 0.0) * size, num_tokens - 1.0)
-        found = _predict(item, num_tokens, hit_tokens)
-        violation = _excess(found.ttft_s + request.age_s, ttft_ms) + _excess(found.tpot_s, tpot_ms)
-        parts = {**found._asdict(), "hit_tokens": hit_tokens, "violation": violation}
-        scores.append(Score(item.info.id, LATE + violation if violation else found.outstanding_s, parts))
+        name = item.info.id
+        hit_tokens = min(cached[name] * size, num_tokens - 1.0) if name in cached else 0.0
+        first_s, each_s, outstanding_s = _predict(item, num_tokens - hit_tokens, hit_tokens)
+        violation = 0.0
+        if first_s + age_s > ttft_s:
+            violation = (first_s + age_s) / ttft_s - 1.0
+        if each_s > tpot_s:
+            violation += each_s / tpot_s - 1.0
+        parts = {
+            "ttft_s": first_s,
+            "tpot_s": each_s,
+            "outstanding_s": outstanding_s,
+            "hit_tokens": hit_tokens,
+            "violation": violation,
+        }
+        scores.append(Score(name, LATE + violation if violation else outstanding_s, parts))
     return tuple(scores)
 
 
-class _Predicted(NamedTuple):
-    ttft_s: float
-    tpot_s: float
-    outstanding_s: float
+def _seconds(budget_ms: float | None) -> float:
+    """A budget in seconds; infinite when there is none."""
+    return math.inf if budget_ms is None else budget_ms * 1e-3
 
 
-def _predict(item: InstanceView, num_tokens: float, hit_tokens: float) -> _Predicted:
+def _predict(item: InstanceView, own_tokens: float, hit_tokens: float) -> Latency:
     """What the request would experience there; where costs are not published, by one rate for all."""
-    load, costs = item.load, item.load.step_costs
-    if costs is None:
-        wait_s = (outstanding_tokens(item) + num_tokens - hit_tokens) / TOKENS_PER_S
-        return _Predicted(wait_s, 0.0, wait_s)
-    num_new = max(0, item.num_outstanding - load.num_running - load.num_waiting)
-    work = InstanceWork(
-        num_running=load.num_running,
-        num_waiting=load.num_waiting + num_new,
+    load, info = item.load, item.info
+    if load.step_costs is None:
+        wait_s = (outstanding_tokens(item) + own_tokens) / TOKENS_PER_S
+        return wait_s, 0.0, wait_s
+    return predict_latency(
+        load.step_costs,
+        own_tokens,
+        hit_tokens,
+        running=load.num_running,
+        waiting=load.num_waiting + item.num_unreported,
         running_tokens=load.num_running_tokens,
         ahead_tokens=queued_tokens(item),
-        max_num_seqs=item.info.max_num_seqs,
-        max_num_batched_tokens=item.info.max_num_batched_tokens,
+        rows=info.max_num_seqs,
+        budget=info.max_num_batched_tokens,
         prefill_share=item.prefill_share,
     )
-    own = num_tokens - hit_tokens
-    return _Predicted(
-        predict_ttft_s(costs, work, own, hit_tokens),
-        predict_tpot_s(costs, work, num_tokens),
-        predict_outstanding_s(costs, work, own, hit_tokens),
-    )
-
-
-def _excess(predicted_s: float, budget_ms: float | None) -> float:
-    """How far beyond the budget, as a share of it; 0: within, or there is no budget."""
-    if budget_ms is None:
-        return 0.0
-    return max(0.0, predicted_s * 1e3 / budget_ms - 1.0)
 
 
 slo_aware = Policy("slo_aware", _score, wants_prefixes=True)
