@@ -1,6 +1,6 @@
 """Routing policies in simulated time: production brains, policies and KV index; the machine's load does not matter.
 
-    python benchmarks/routing_sim.py [--parts prefix,slo] [--miss-factors 1,2,4] [--json RESULT.json]
+    python benchmarks/routing_sim.py [--parts prefix,slo,tenants] [--miss-factors 1,2,4] [--json RESULT.json]
 
 prefix  Throughput of 4 instances (Qwen3-8B on one H200 by roofline, 4,000 blocks of 16 tokens each), closed loop of 64
         clients, and the share of prompt tokens found in a cache. Workloads, fixed before any tuning:
@@ -16,6 +16,9 @@ slo     Share of offered requests that keep their budgets, open loop (Poisson), 
         1 is the rate at which one instance finishes requests that all wait at time 0, times the speeds. Engines: first
         come, first served, without refusals, so that only routing differs; their step-time models start from a prior
         that is wrong on purpose and learn.
+tenants A tenant that sends 1,500 short requests at once, and another one that sends 5 per second: time to the first
+        token of both, on 4 instances of 32 rows, where engines take all, and where what is beyond 8 waiting requests per
+        instance waits in the service, first come, first served or fair.
 """
 
 from __future__ import annotations
@@ -35,13 +38,18 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import describe
+from xllm.api.backend import OutputSink
+from xllm.base.waits import WaitTable
 from xllm.engine.brain import build_brain
 from xllm.engine.scheduler.limits import SchedulerLimits, SloOptions
 from xllm.engine.timed import TimedRunner
+from xllm.errors import XllmError
 from xllm.perf.learned import LearnedStepTime
 from xllm.perf.step_time import PROFILES, StepTimeProfile
 from xllm.service.cluster.instance import Instance
 from xllm.service.cluster.view import ClusterView
+from xllm.service.hold_queue import HoldLimits
+from xllm.service.holding import Holding
 from xllm.service.policy import POLICIES, cache_aware
 from xllm.service.policy.score import Policy
 from xllm.service.prefix_feeds import PrefixFeeds
@@ -134,7 +142,7 @@ class Node:
 class Simulation:
     """Instances under one policy; requests come at times (``at_s``) or each when another one has ended."""
 
-    def __init__(self, policy: Policy, specs: Sequence[NodeSpec]) -> None:
+    def __init__(self, policy: Policy, specs: Sequence[NodeSpec], hold: HoldLimits | None = None) -> None:
         self.events, self.feeds = EventQueue(), PrefixFeeds()
         self.records: dict[str, RequestRecord] = {}
         self.routed: Counter[str] = Counter()
@@ -145,29 +153,46 @@ class Simulation:
         self._num_open = 0
         self._num_coming = 0
         self.nodes: dict[str, Node] = {}
+        self._tenants: dict[str, str] = {}
+        self._holding = Holding(
+            hold or HoldLimits(), clock=self.events.clock, waits=WaitTable(self.events.clock), look=self._look,
+            begin=self._begin, refuse=self._refuse,
+        )  # fmt: skip
         for number, spec in enumerate(specs):
             name = f"e{number}"
             self.nodes[name] = Node(name, spec, self.events, self._deliver, self._lengths)
             self.feeds.index.apply(name, KvEventBatch(0, ()), is_snapshot=True)
 
     def send(self, request: Request, num_output: int) -> None:
-        """Route and submit it now."""
+        """Route and submit it now, or when an instance has room."""
         self._lengths[request.id] = num_output
+        self._tenants[request.id] = request.tenant
+        self._num_open += 1
+        self.records[request.id] = RequestRecord(self.events.clock.now(), request.num_prompt_tokens)
+        self._holding.take(request, NoSink(), self._look())
+
+    def _look(self) -> ClusterView:
         for key, each in self.nodes.items():
             each.instance.num_inflight = self._open[key]
             each.instance.num_pending_tokens = self.feeds.pending_tokens[key]
             each.instance.num_pending_prompt_tokens = self.feeds.pending_prompt_tokens[key]
         instances = tuple(n.instance.view() for n in self.nodes.values())
-        decision = self._policy.decide(request, ClusterView(instances=instances, prefixes=self.feeds.index))
+        return ClusterView(instances=instances, prefixes=self.feeds.index)
+
+    def _refuse(self, name: str, error: XllmError) -> None:
+        raise AssertionError(f"{name} was refused: {error.message}")
+
+    def _begin(self, request: Request, sink: OutputSink, view: ClusterView) -> None:
+        decision = self._policy.decide(request, view)
         assert decision is not None
         name = decision.route.prefill
         node = self.nodes[name]
         node.instance.num_routed += 1
         self.routed[name] += 1
         self._open[name] += 1
-        self._num_open += 1
+        num_new = request.num_prompt_tokens - decision.chosen.parts.get("hit_tokens", 0.0)
+        self._holding.queue.charge(request.tenant, prompt_tokens=num_new)
         self.feeds.on_routed(request, name, decision.chosen.parts.get("hit_tokens"))
-        self.records[request.id] = RequestRecord(self.events.clock.now(), request.num_prompt_tokens)
         refusal = node.engine.submit(request)
         assert refusal is None, refusal
 
@@ -186,7 +211,9 @@ class Simulation:
 
     def _beat(self) -> None:
         for node in self.nodes.values():
+            node.instance.num_inflight = self._open[node.instance.info.id]
             node.report()
+        self._holding.pump()
         self.feeds.tick()
         if self._num_open or self._num_coming:
             self.events.after(BEAT_S, self._beat)
@@ -200,10 +227,20 @@ class Simulation:
         self.feeds.on_outputs(outputs)
         for output in outputs:
             self.records[output.request_id].add(output, self.events.clock.now())
+            tenant = self._tenants[output.request_id]
+            self._holding.queue.charge(tenant, output_tokens=len(output.token_ids))
             if output.finish_reason:
                 self._open[name] -= 1
                 self._num_open -= 1
                 self.events.after(0.0, lambda n=output.request_id: self.on_end(n))  # type: ignore[misc]
+                self._holding.pump()
+
+
+class NoSink:
+    """Outputs are taken as the engines give them."""
+
+    def deliver(self, outputs: Any) -> bool:
+        return True
 
 
 def make_request(name: str, ids: Sequence[int], **fields: Any) -> Request:
@@ -434,10 +471,52 @@ def measure_slo(num: int, seeds: int, loads: Sequence[float], policies: Sequence
     return found
 
 
+# -- tenants --
+
+
+def build_flood(seed: int) -> list[tuple[float, Request, int]]:
+    """At time 0, 1,500 requests of one tenant; from 1 s on, 5 requests per second of another one, for 20 s."""
+    rng, trace = random.Random(seed), []
+    for index in range(1600):
+        is_flood = index < 1500
+        name = f"{'flood' if is_flood else 'small'}{index}"
+        ids = (index % 31_000 + 1, *range(1, SHORT.draw(rng)))
+        request = Request(
+            id=name, prompt_token_ids=ids, seed=index, sampling=SamplingParams(max_tokens=1024),
+            eos_token_ids=(EOS_TOKEN,), tenant="flood" if is_flood else "small",
+        )  # fmt: skip
+        trace.append((0.0 if is_flood else 1.0 + (index - 1500) / 5.0, request, OUTPUTS.draw(rng)))
+    return trace
+
+
+def measure_tenants() -> dict[str, Any]:
+    """See the module."""
+    found: dict[str, Any] = {}
+    nodes = [NodeSpec(num_blocks=25_000, max_num_seqs=32, max_num_batched_tokens=2048)] * 4
+    for name, limits in (
+        ("engines take all", HoldLimits()),
+        ("fcfs", HoldLimits(max_waiting_per_instance=8, order="fcfs")),
+        ("tenant_fair", HoldLimits(max_waiting_per_instance=8)),
+    ):
+        simulation = Simulation(load_policy("least_loaded"), nodes, limits)
+        simulation.run(build_flood(1))
+        records = simulation.records
+        row = {"wall_s": round(max(r.last_token_s or 0.0 for r in records.values()), 2)}
+        for tenant in ("flood", "small"):
+            waits = [r.ttft_s for n, r in records.items() if n.startswith(tenant)]
+            row |= {
+                f"{tenant}_ttft_p50_s": round(percentile(waits, 50), 3),
+                f"{tenant}_ttft_p99_s": round(percentile(waits, 99), 3),
+            }
+        found[name] = row
+        print("tenants", name, json.dumps(row), flush=True)
+    return found
+
+
 def main() -> None:
     """Run the parts that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--parts", default="prefix,slo")
+    parser.add_argument("--parts", default="prefix,slo,tenants")
     parser.add_argument("--miss-factors", default=f"{cache_aware.MISS_FACTOR:g}")
     parser.add_argument("--requests", type=int, default=2000, help="of a run of the part slo")
     parser.add_argument("--seeds", type=int, default=1)
@@ -451,6 +530,8 @@ def main() -> None:
     if "slo" in args.parts.split(","):
         loads = [float(load) for load in args.loads.split(",")]
         result["slo"] = measure_slo(args.requests, args.seeds, loads, args.policies.split(","))
+    if "tenants" in args.parts.split(","):
+        result["tenants"] = measure_tenants()
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=2) + "\n")
 
