@@ -17,8 +17,8 @@ slo     Share of offered requests that keep their budgets, open loop (Poisson), 
         come, first served, without refusals, so that only routing differs; their step-time models start from a prior
         that is wrong on purpose and learn.
 tenants A tenant that sends 1,500 short requests at once, and another one that sends 5 per second: time to the first
-        token of both, on 4 instances of 32 rows, where engines take all, and where what is beyond 8 waiting requests per
-        instance waits in the service, first come, first served or fair.
+        token of both, on 4 instances of 32 rows, where engines take all, and where what is beyond 8 waiting requests
+        per instance waits in the service, first come, first served or fair.
 """
 
 from __future__ import annotations

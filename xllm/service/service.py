@@ -368,9 +368,8 @@ class Service:
             instance.num_inflight = self._dispatch.num_inflight(name)
             instance.num_pending_tokens = self._prefixes.pending_tokens[name]
             instance.num_pending_prompt_tokens = self._prefixes.pending_prompt_tokens[name]
-        return replace(
-            self._cluster.view(group), prefixes=self._prefixes.index, default_slo=self._default_slo
-        )
+        seen = self._cluster.view(group)
+        return replace(seen, prefixes=self._prefixes.index, default_slo=self._default_slo)
 
     def _refresh_model(self) -> None:
         """The served group, or who is in it, has changed; the last known model stays while nobody is there."""
