@@ -82,7 +82,10 @@ def main() -> int:
         report = asyncio.run(run_chaos(directory, options))
     print(format_report(report))
     if args.json is not None:
-        args.json.write_text(json.dumps({"environment": environment, **report}, indent=1) + "\n")
+        faults = report.pop("faults")
+        head = json.dumps({"environment": environment, **report}, indent=1)[:-2]
+        rows = ",\n".join("  " + json.dumps(row) for row in faults)
+        args.json.write_text(f'{head},\n "faults": [\n{rows}\n ]\n}}\n')
     return 1 if report["problems"] or report["false_alarms"] else 0
 
 
