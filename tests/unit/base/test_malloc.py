@@ -19,7 +19,7 @@ libc.free.argtypes = [ctypes.c_void_p]
 
 def touch():
     # A smaller one after it: the freed buffer is not the top of the heap.
-    buffers = [libc.malloc(6 << 20), libc.malloc(3 << 20)]
+    buffers = [libc.malloc(6 << 20), libc.malloc(70 << 20), libc.malloc(3 << 20)]
     for buffer in buffers:
         ctypes.memset(buffer, 1, 3 << 20)
     for buffer in buffers:
