@@ -34,7 +34,6 @@ def predict_latency(
     costs: StepCosts,
     own_tokens: float,
     cached_tokens: float,
-    *,
     running: int,
     waiting: int,
     running_tokens: int,

@@ -62,17 +62,17 @@ def _predict(item: InstanceView, own_tokens: float, hit_tokens: float) -> Latenc
     if load.step_costs is None:
         wait_s = (outstanding_tokens(item) + own_tokens) / TOKENS_PER_S
         return wait_s, 0.0, wait_s
-    return predict_latency(
+    return predict_latency(  # by position: this runs once per instance and decision
         load.step_costs,
         own_tokens,
         hit_tokens,
-        running=load.num_running,
-        waiting=load.num_waiting + item.num_unreported,
-        running_tokens=load.num_running_tokens,
-        ahead_tokens=queued_tokens(item),
-        rows=info.max_num_seqs,
-        budget=info.max_num_batched_tokens,
-        prefill_share=item.prefill_share,
+        load.num_running,
+        load.num_waiting + item.num_unreported,
+        load.num_running_tokens,
+        queued_tokens(item),
+        info.max_num_seqs,
+        info.max_num_batched_tokens,
+        item.prefill_share,
     )
 
 
