@@ -31,6 +31,7 @@ template <typename T> struct Attention {
             for (long at = base + offset * a.token_stride; i < last; i++, at += a.token_stride) tile.key[i] = k + at, tile.value[i] = v + at;
             offset = 0;
         }
+        tile.seen = seen;
         for (; i < TILE; i++) tile.key[i] = tile.value[i] = s.zeros;
     }
 

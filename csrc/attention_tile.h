@@ -13,6 +13,7 @@ static_assert(MAX_ROWS <= FEW_ROWS, "scratch holds the scores of so many rows");
 
 template <typename T> struct Tile { // where a tile's keys and values lie
     const T *key[TILE], *value[TILE];
+    long seen; // keys there are; the rest are zeros
 };
 
 template <typename T> struct Scratch { // of one thread
@@ -105,6 +106,10 @@ template <int R> static void few_scores(Scratch<bf16> &s, const bf16 *q, long di
             const long step = line * 4 + key / 16;
             for (long i = step * 16 / lines; i < (step + 1) * 16 / lines; i++)
                 for (long part = 0; part < lines; part++) __builtin_prefetch(ahead[i] + part * 64);
+            if (key >= s.now.seen) { // scores of zeros
+                if (!line) for (int r = 0; r < R; r++) _mm512_store_ps(s.scores + r * TILE + key, _mm512_setzero_ps());
+                continue;
+            }
             __m512i w[16];
             transpose16((const void *const *)s.now.key + key, line * 64, w);
             __m512 acc[R];
@@ -129,9 +134,11 @@ template <int R, int NV> static void few_values(Scratch<bf16> &s, float *out, lo
             __m512i w[NV];
             for (int j = 0; j < NV; j += 2) {
                 __builtin_prefetch(s.next.value[key] + d0 + j * 16); __builtin_prefetch(s.next.value[key + 1] + d0 + j * 16);
+                if (key >= s.now.seen) continue; // weights are zeros
                 const __m512i x = _mm512_loadu_si512(a + j * 16), y = _mm512_loadu_si512(b + j * 16);
                 w[j] = LOW_PAIRS(x, y); w[j + 1] = HIGH_PAIRS(x, y);
             }
+            if (key >= s.now.seen) continue;
             for (int r = 0; r < R; r++) {
                 int32_t pair; memcpy(&pair, s.weights + r * TILE + key, 4);
                 const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);

@@ -8,6 +8,7 @@
 #define MAX_ROWS 6
 #define GROUP_ROWS 24 // rows whose sums stay in the first cache together
 #define AHEAD_BYTES 8192
+#define FETCH_BYTES 32768
 
 // C[R][NV*W] (+)= A[R][K] * B[K][...]; ldb in columns. Accumulators live in registers.
 // FAR: the operand comes from memory, not from a cache. ahead: what will be read next, fetched LINES cache lines at a
@@ -175,4 +176,13 @@ static void linear_share(const T *x, long m_count, const T *packed, long n_count
             }
         }
     }
+}
+
+// Fetch the start of what this thread multiplies with next, before it waits for the others or does something small:
+// with few rows memory is the limit, and it would stand still meanwhile. The same shares as above.
+template <typename T> static void fetch_share(const T *packed, long m_count, long n_count, long k_count, int id, int nt) {
+    if (m_count > GROUP_ROWS || !packed) return;
+    const long blocks = (n_count + BLOCK - 1) / BLOCK;
+    const char *p = (const char *)(packed + blocks * id / nt * BLOCK * k_count);
+    for (long i = 0; i < FETCH_BYTES; i += 64) __builtin_prefetch(p + i, 0, 2);
 }

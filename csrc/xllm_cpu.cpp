@@ -63,21 +63,25 @@ template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, Att
 #pragma omp parallel num_threads(threads)
     {
         const int id = omp_get_thread_num(), nt = omp_get_num_threads();
+        fetch_share((const T *)l.qkv, n, width, d, id, nt);
         rms_norm_share(x, n, 1, d, (const T *)l.attention_norm, d, l.eps, h, id, nt);
 #pragma omp barrier
         linear_share(h, n, (const T *)l.qkv, width, d, (const T *)l.qkv_bias, qkv, WRITE, id, nt);
 #pragma omp barrier
+        fetch_share((const T *)l.out, n, d, q_width, id, nt);
         heads_share<T>(heads, id, nt);
 #pragma omp barrier
         attend<T>(att, plan, id, nt);
         linear_share(out, n, (const T *)l.out, d, q_width, (const T *)l.out_bias, x, ADD_TO, id, nt);
 #pragma omp barrier
+        fetch_share((const T *)l.gate_up, n, 2 * l.intermediate, d, id, nt);
         rms_norm_share(x, n, 1, d, (const T *)l.mlp_norm, d, l.eps, h, id, nt);
 #pragma omp barrier
         if (l.moe) {
             moe<T, float>(*l.moe, *work, h, n, x, ADD_TO, id, nt);
         } else {
             linear_share(h, n, (const T *)l.gate_up, 2 * l.intermediate, d, (const T *)l.gate_up_bias, up, WRITE, id, nt);
+            fetch_share((const T *)l.down, n, d, l.intermediate, id, nt);
 #pragma omp barrier
             silu_mul_share(up, n, l.intermediate, act, id, nt);
 #pragma omp barrier
