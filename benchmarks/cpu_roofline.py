@@ -32,6 +32,7 @@ import torch
 from benchmarks.cpu_kernels import BF16, BLOCK, CPU, build, spec_of
 from benchmarks.cpu_peers.machine import Probe
 from benchmarks.environment import describe
+from xllm.base.malloc import keep_step_buffers
 from xllm.engine.attention import NativePlanner
 from xllm.engine.kernels.linear.native import linear
 from xllm.engine.memory import KVPool, LayerKV
@@ -204,6 +205,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="cases whose name holds this")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    keep_step_buffers()  # as an engine does
     torch.set_num_threads(args.threads)
     library = native_library()
     if library is None:

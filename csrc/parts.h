@@ -1,6 +1,7 @@
 // The parts of a layer that are neither products nor attention. Each computes the share of thread id of nt, by tokens,
 // with float32 in between and one rounding at the end; there is no barrier inside.
 #pragma once
+#include <algorithm>
 #include "vec.h"
 
 INLINE void shares(long count, int id, int nt, long &begin, long &end) { begin = count * id / nt; end = count * (id + 1) / nt; }
@@ -69,15 +70,18 @@ template <typename T> static void heads_share(const HeadsArgs &a, int id, int nt
     }
 }
 
-// gate_up [T][2 width], gate first -> silu(gate) * up [T][width]
+// gate_up [T][2 width], gate first -> silu(gate) * up [T][width]. Shares begin at whole vectors of a row: which elements
+// are left over for the scalar end, which rounds differently, must not depend on the number of threads.
 template <typename T> static void silu_mul_share(const T *gate_up, long tokens, long width, T *out, int id, int nt) {
-    long begin, end; shares(tokens * width, id, nt, begin, end);
+    const long vectors = (width + W - 1) / W;
+    long begin, end; shares(tokens * vectors, id, nt, begin, end);
     for (long i = begin; i < end;) {
-        const long t = i / width, d0 = i % width, d1 = end - i < width - d0 ? d0 + end - i : width;
+        const long t = i / vectors, v0 = i % vectors, v1 = std::min(end - i + v0, vectors);
         const T *g = gate_up + t * 2 * width, *u = g + width; T *o = out + t * width;
-        long d = d0;
-        for (; d + W <= d1; d += W) { vf x = load(g + d); store(o + d, x / (1.0f + vexp(-x)) * load(u + d)); }
-        for (; d < d1; d++) { float x = to_float(g[d]); from_float(o + d, x / (1.0f + expf(-x)) * to_float(u[d])); }
-        i += d1 - d0;
+        const long last = std::min(v1 * W, width);
+        long d = v0 * W;
+        for (; d + W <= last; d += W) { vf x = load(g + d); store(o + d, x / (1.0f + vexp(-x)) * load(u + d)); }
+        for (; d < last; d++) { float x = to_float(g[d]); from_float(o + d, x / (1.0f + expf(-x)) * to_float(u[d])); }
+        i += v1 - v0;
     }
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fakes.compiler import HAS_COMPILER
 from xllm.config.model_spec import ModelSpec, RopeSpec
 from xllm.engine.attention import AttentionPlanner, NativeAttention
 from xllm.engine.kernels import parse_kernels
@@ -26,7 +27,7 @@ from xllm.engine.platform.native import native_library
 from xllm.engine.platform.native_build import NativeBuildError, build_library, usable_variants
 from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
 
-pytestmark = pytest.mark.skipif(native_library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 TYPES = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 VARIANTS = usable_variants(native_build.read_cpu_flags())
@@ -291,6 +292,17 @@ def test_whole_layers(variant: str, has_bias: bool, windows: tuple[int | None, .
             if kernels == "native":
                 assert can_run_natively(model) and isinstance(context.attention, NativeAttention)
                 hidden = NativeLayers(model, context.attention).forward(inp, kv, NullHooks())
+                wide = NativeLayers(
+                    model,
+                    context.attention,
+                    num_wide_threads=torch.get_num_threads() + 1,
+                    min_wide_flops=len(positions) * 1e4,
+                )
+                assert torch.equal(wide.forward(inp, kv, NullHooks()), hidden)
+                assert wide.num_wide_steps == 1
+                never = NativeLayers(model, context.attention, num_wide_threads=8, min_wide_flops=1e12)
+                never.forward(inp, kv, NullHooks())
+                assert never.num_wide_steps == 0
             else:
                 hidden = model(inp, kv)
             outs.append(model.compute_logits(hidden))

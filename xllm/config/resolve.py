@@ -73,6 +73,8 @@ class _Resolver:
         self.is_timed = config.server.executor.startswith("timed:")
         self.has_said_length = config.model.max_model_len is not None
         self.decisions: list[Decision] = []
+        self.num_wide_threads: int | None = None
+        """Of steps with long prompts, where that is not the number of the others."""
 
     def run(self, sources: Mapping[str, Source]) -> ResolvedEngineConfig:
         config = self.config
@@ -95,6 +97,7 @@ class _Resolver:
             device=device,
             dtype=dtype,
             num_threads=num_threads,
+            num_wide_threads=self.num_wide_threads or num_threads,
             threads=threads,
             graphs=self.graphs(device),
             max_graph_tokens=config.runner.max_graph_tokens,
@@ -192,6 +195,7 @@ class _Resolver:
                 " each other"
             )
             self.decide("runner.num_threads", 1, reason)
+            self.num_wide_threads = cores
             return 1
         is_all = cores == self.machine.num_cores
         reason = "physical cores this process may use" + (

@@ -48,6 +48,8 @@ class ResolvedEngineConfig:
     """Number format of weights, activations and KV."""
     num_threads: int
     """Threads of a step on a CPU."""
+    num_wide_threads: int
+    """Threads of a step with so much work that sharing small matrices pays; at least ``num_threads``."""
     threads: ThreadPlan
     """The CPUs they run on."""
     graphs: Literal["off", "layers", "decode", "all"]

@@ -38,9 +38,9 @@ class RunnerConfig:
     shared_prefix_attention: bool = True
     """Read the keys and values of a prefix that several rows of a step share once for all of them (CPU kernels). No bit
     of a result depends on it."""
-    batch_invariant: bool = False
-    """Make logits independent of batch, chunking and phase. Only false is built; float32 comes close
-    without it."""
+    batch_invariant: bool = opt(False, "--batch-invariant")
+    """Refuse to start unless no bit of a logit depends on the batch, on how a prompt is cut, or on whether a token was
+    computed in a chunk or a decode. The CPU kernels are always so, at no cost; torch's operations are not."""
 
     def __post_init__(self) -> None:
         threads = self.num_threads
@@ -53,7 +53,6 @@ class RunnerConfig:
                     not self.enforce_eager or self.graphs in ("auto", "off"),
                     f"graphs is {self.graphs} and enforce_eager is true: say one of them",
                 ),
-                (not self.batch_invariant, "batch_invariant is true: not built yet, use false"),
             ),
             "runner",
         )

@@ -19,7 +19,6 @@ DECIDED_IN_CONFIG = {
     "cache.kv_cache_memory_bytes": "becomes num_blocks",
     "cache.num_gpu_blocks_override": "becomes num_blocks",
     "scheduler.async_scheduling": "becomes pipeline_depth",
-    "runner.batch_invariant": "only false is built; true is refused",
     "runner.enforce_eager": "becomes graphs = off",
 }
 

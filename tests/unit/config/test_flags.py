@@ -14,6 +14,7 @@ FLAGS = [
     "--admission-policy",
     "--api-key",
     "--async-scheduling",
+    "--batch-invariant",
     "--block-size",
     "--chat-template",
     "--cpu-set",

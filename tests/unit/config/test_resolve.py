@@ -75,6 +75,9 @@ def test_small_matrices_are_not_shared_between_threads(small: ModelSpec, qwen: M
     assert "too small to share" in decide(small, machine()).reasons["runner.num_threads"].reason
     assert decide(qwen, machine(16 * GIB)).num_threads == 4
     assert decide(small, machine(), num_threads=3).num_threads == 3
+    assert decide(small, machine()).num_wide_threads == 4  # long prompts
+    assert decide(small, machine(), num_threads=1).num_wide_threads == 1
+    assert decide(qwen, machine(16 * GIB)).num_wide_threads == 4
     assert decide(small, machine(gpu=H200)).num_threads == 4
     assert decide(small, machine(), executor="timed:instant").num_threads == 4
 

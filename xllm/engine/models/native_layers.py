@@ -27,12 +27,35 @@ from xllm.engine.models.hooks import LayerHooks
 from xllm.engine.models.model_input import ModelInput
 from xllm.engine.platform.native import TYPES, AttentionArgs, HeadsArgs, LayerArgs, required_library
 
+MIN_WIDE_FLOPS = 1e9
+"""Two milliseconds of one thread: beside them the barriers of a layer do not show."""
+
 
 class NativeLayers:
     """Runs what ``CausalLM.forward`` runs; reads the model's own weights and keeps no copies."""
 
-    def __init__(self, model: CausalLM, attention: NativeAttention) -> None:
-        """The model must be one :func:`can_run_natively`."""
+    def __init__(
+        self,
+        model: CausalLM,
+        attention: NativeAttention,
+        *,
+        num_wide_threads: int = 1,
+        min_wide_flops: float = MIN_WIDE_FLOPS,
+    ) -> None:
+        """The model must be one :func:`can_run_natively`.
+
+        Args:
+            num_wide_threads: of steps whose layers have at least ``min_wide_flops`` each in products; other steps have
+                torch's number. No bit depends on it.
+        """
+        self._num_wide_threads = num_wide_threads
+        self._min_wide_flops = min_wide_flops
+        spec = model.spec
+        self._layer_flops = (
+            2.0 * (spec.num_active_params - spec.vocab_size * spec.hidden_size) / spec.num_layers
+        )
+        self.num_wide_steps = 0
+        """Steps that had more threads than usual."""
         self._model = model
         self._attention = attention
         self._library = required_library()
@@ -51,7 +74,7 @@ class NativeLayers:
         model, spec, library = self._model, self._model.spec, self._library
         assert model.embedding is not None and model.norm is not None, "all layers of the model"
         dtype = model.norm.weight.dtype
-        kind, threads = TYPES[dtype], torch.get_num_threads()
+        kind, threads = TYPES[dtype], self._num_threads(len(inp.token_ids))
         x = model.embedding(inp.token_ids).to(torch.float32)
         cos, sin = model.rotary(inp.positions)
         heads = self._heads_args(inp, cos, sin, len(x))
@@ -81,6 +104,13 @@ class NativeLayers:
             kind, x.data_ptr(), len(x), weight, x.shape[1], spec.rms_norm_eps, hidden.data_ptr(), threads
         )
         return hidden
+
+    def _num_threads(self, num_tokens: int) -> int:
+        usual = torch.get_num_threads()
+        if self._num_wide_threads <= usual or num_tokens * self._layer_flops < self._min_wide_flops:
+            return usual
+        self.num_wide_steps += 1
+        return self._num_wide_threads
 
     def _heads_args(
         self, inp: ModelInput, cos: torch.Tensor, sin: torch.Tensor, num_tokens: int

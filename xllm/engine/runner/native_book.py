@@ -22,9 +22,11 @@ class NativeBook:
         planner: StepPlanner,
         device: torch.device,
         attention: NativeAttention,
+        *,
+        num_wide_threads: int = 1,
     ) -> None:
         self._eager = EagerBook(model, kv, planner, device)
-        self._layers = NativeLayers(model, attention)
+        self._layers = NativeLayers(model, attention, num_wide_threads=num_wide_threads)
         self._kv = kv
         self.num_launches = 0
         """Steps run so far."""

@@ -35,6 +35,7 @@ from xllm.engine.runner.graph_book import EagerBook, GraphBook
 from xllm.engine.runner.model_runner import ModelRunner
 from xllm.engine.runner.native_book import NativeBook
 from xllm.engine.worker.faults import TorchFaults
+from xllm.errors import ConfigError
 
 _LOG = logging.getLogger(__name__)
 
@@ -73,6 +74,8 @@ def build_local_executor(
     begin_s = time.perf_counter()
     model = _load(resolved, build, progress, on_phase)
     load_s = time.perf_counter() - begin_s
+    if resolved.batch_invariant:
+        _require_batch_invariance(model, build)
     layout, num_blocks = resolved.kv_layout, _num_blocks_that_fit(resolved, platform)
     with measured("KV and runner", on_phase):
         kv = _build_kv(resolved, num_blocks, platform)
@@ -89,6 +92,16 @@ def build_local_executor(
     )
     _LOG.info("loaded %s on %s in %.2f s: %s", resolved.spec.architecture, facts.device_name, load_s, facts)
     return ThreadExecutor(runner, faults=TorchFaults(), watchdog=watchdog), facts
+
+
+def _require_batch_invariance(model: CausalLM, build: BuildContext) -> None:
+    if build.are_native and isinstance(build.attention, NativeAttention) and can_run_natively(model):
+        return
+    raise ConfigError(
+        f"--batch-invariant: {build.device.type} runs {build.dtype} with torch's operations here, whose results"
+        " depend on how many rows a step has",
+        hint="float32 or bfloat16 on a CPU with the CPU kernels (a C++ compiler, runner.kernels=auto) is invariant",
+    )
 
 
 def _contiguous_rows(resolved: ResolvedEngineConfig) -> int | None:
@@ -190,7 +203,8 @@ def _build_graph_book(
 ) -> GraphBook:
     if resolved.graphs == "layers":
         if build.are_native and isinstance(build.attention, NativeAttention) and can_run_natively(model):
-            return NativeBook(model, kv, planner, platform.device, build.attention)
+            wide = resolved.num_wide_threads
+            return NativeBook(model, kv, planner, platform.device, build.attention, num_wide_threads=wide)
         _LOG.info("layers run operation by operation: they are not packed, or the CPU kernels are off")
         return EagerBook(model, kv, planner, platform.device)
     if resolved.graphs == "off":

@@ -4,6 +4,7 @@ import json
 import queue
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.runner import RunnerConfig
 from xllm.config.serve import EngineConfig
 from xllm.engine.build import EXECUTORS, build_local_executor
+from xllm.engine.platform.native import native_library
 from xllm.errors import ConfigError, ModelError
 from xllm.types.batch import BatchResult
 
@@ -77,6 +79,16 @@ def test_facts_say_what_was_allocated(tmp_path: Path) -> None:
         planned <= facts.weights_bytes < 2 * planned
     )  # packed matrices are padded to 64 rows, which shows when tiny
     assert facts.kv_bytes == 64 * config.kv_layout.bytes_per_block()
+
+
+def test_batch_invariance_is_a_promise_or_a_refusal(tmp_path: Path) -> None:
+    config = replace(resolved(tmp_path), batch_invariant=True)
+    if native_library() is None:
+        pytest.skip("no CPU library here")
+    build_local_executor(config)[0].close()
+    for changes in ({"kernels": "reference"}, {"kernels": "linear=reference"}, {"dtype": "float16"}):
+        with pytest.raises(ConfigError, match="--batch-invariant"):
+            build_local_executor(replace(config, **changes))
 
 
 def test_missing_weights_name_the_directory(tmp_path: Path) -> None:
