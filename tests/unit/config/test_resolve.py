@@ -264,7 +264,7 @@ def test_hints_work(
             hints = re.findall(r"hint: (.*?)\)?$", str(error), flags=re.MULTILINE)
             assert hints, f"no hint: {error}"
             if any("free memory" in hint for hint in hints):
-                assert available_mib < 2000
+                assert available_mib < (2860 if dtype == "float32" else 2000)  # weights, reserve, a few MiB
                 return
             for hint in hints:
                 arguments |= flags_of(hint)
