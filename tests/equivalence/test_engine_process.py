@@ -13,11 +13,11 @@ import pytest
 from tests.equivalence.conftest import SmallModel
 from tests.equivalence.engines import Comparison, request
 from tests.equivalence.families import VOCAB
+from tests.fakes.compiler import HAS_COMPILER
 from tests.fakes.served_engine import Inbox, until
 from tests.fakes.sync_engine import Completion
 from xllm.config.load import load_arguments
 from xllm.config.threads import parse_cpu_list
-from xllm.engine.platform.native import native_library
 from xllm.errors import InvalidRequest
 from xllm.launch.engine_process import EngineProcess
 from xllm.rpc.client import EngineClient
@@ -97,7 +97,7 @@ def test_a_steps_threads_stay_on_the_cpus_they_were_given(small_model: Callable[
         process.close()
 
 
-@pytest.mark.skipif(native_library() is None, reason="no compiler: nothing is packed")
+@pytest.mark.skipif(not HAS_COMPILER, reason="no compiler: nothing is packed")
 def test_from_a_packed_cache_and_after_damage_it_says_the_same(
     small_model: Callable[[str], SmallModel], tmp_path: Path
 ) -> None:

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from tests.fakes.compiler import HAS_COMPILER
 from tests.unit.engine.models.test_reader import CPU, checkpoint
 from xllm.config.model_spec import read_model_spec
 from xllm.engine.layers.build_context import build_context
 from xllm.engine.models import load_model
-from xllm.engine.platform.native import native_library
 
-pytestmark = pytest.mark.skipif(native_library() is None, reason="no compiler: nothing is packed")
+pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no compiler: nothing is packed")
 
 
 def load(model: Path, cache: Path | None) -> dict[str, torch.Tensor]:

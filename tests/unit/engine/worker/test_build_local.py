@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.batches import HandBrain, make_request
+from tests.fakes.compiler import HAS_COMPILER
 from xllm.config.cache import CacheConfig
 from xllm.config.machine_facts import MachineFacts
 from xllm.config.model import ModelConfig
@@ -19,7 +20,6 @@ from xllm.config.resolved import ResolvedEngineConfig
 from xllm.config.runner import RunnerConfig
 from xllm.config.serve import EngineConfig
 from xllm.engine.build import EXECUTORS, build_local_executor
-from xllm.engine.platform.native import native_library
 from xllm.errors import ConfigError, ModelError
 from xllm.types.batch import BatchResult
 
@@ -83,8 +83,8 @@ def test_facts_say_what_was_allocated(tmp_path: Path) -> None:
 
 def test_batch_invariance_is_a_promise_or_a_refusal(tmp_path: Path) -> None:
     config = replace(resolved(tmp_path), batch_invariant=True)
-    if native_library() is None:
-        pytest.skip("no CPU library here")
+    if not HAS_COMPILER:
+        pytest.skip("no C++ compiler")
     build_local_executor(config)[0].close()
     for changes in ({"kernels": "reference"}, {"kernels": "linear=reference"}, {"dtype": "float16"}):
         with pytest.raises(ConfigError, match="--batch-invariant"):
