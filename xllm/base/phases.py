@@ -54,12 +54,18 @@ def measured(phase: str, on_phase: OnPhase) -> Iterator[None]:
     on_phase(phase, time.monotonic() - began_s)
 
 
+EXEC_AT = "XLLM_EXEC_AT"
+"""Set by a script that installed before it became this process: when it did, in seconds since 1970."""
+
+
 def process_age_s(proc: Path = Path("/proc")) -> float:
     """Seconds since this process was started, the interpreter's own start included; 0 where the system does not say.
 
-    Exact to a clock tick, usually 10 ms.
+    Exact to a clock tick, usually 10 ms. What a script did before its ``exec`` does not count if it says so, once.
     """
     try:
+        if said := os.environ.pop(EXEC_AT, ""):
+            return max(0.0, time.time() - float(said))
         fields = (proc / "self/stat").read_text().rpartition(")")[2].split()
         started_s = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started_s)

@@ -44,3 +44,16 @@ def test_the_age_counts_from_the_start_of_the_process() -> None:
 
 def test_a_system_that_does_not_say_gives_no_age(tmp_path: Path) -> None:
     assert process_age_s(tmp_path) == 0.0
+
+
+def test_what_a_script_did_before_its_exec_does_not_count() -> None:
+    code = (
+        "import os, time; from xllm.base.phases import EXEC_AT, process_age_s\n"
+        "os.environ[EXEC_AT] = f'{time.time() - 30:.6f}'\n"
+        "print(process_age_s(), EXEC_AT in os.environ, process_age_s())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    said, is_left, own = done.stdout.split()
+    assert 30 <= float(said) < 90 and is_left == "False" and float(own) < 30

@@ -90,7 +90,13 @@ def build_local_executor(
         kv_bytes=kv.num_bytes,
         load_s=load_s,
     )
-    _LOG.info("loaded %s on %s in %.2f s: %s", resolved.spec.architecture, facts.device_name, load_s, facts)
+    mib = 2**20
+    _LOG.info(
+        "loaded %s on %s in %.2f s: weights %.1f MiB, %d KV blocks of %d tokens, %.0f MiB",
+        *(resolved.spec.architecture, facts.device_name, load_s, facts.weights_bytes / mib),
+        *(num_blocks, layout.block_size, facts.kv_bytes / mib),
+    )
+    _LOG.debug("%s", facts)
     return ThreadExecutor(runner, faults=TorchFaults(), watchdog=watchdog), facts
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.fakes.compiler import HAS_COMPILER
 from xllm.config.model_spec import read_model_spec
 from xllm.engine.kernels.linear.native import PackedWeight, take_rows
 from xllm.engine.layers.build_context import build_context
@@ -17,7 +18,6 @@ from xllm.engine.models import load_model
 from xllm.engine.models.arena import arena_bytes, plan_places
 from xllm.engine.models.reader import PIECE_BYTES
 from xllm.engine.models.registry import build_model
-from xllm.engine.platform.native import native_library
 
 WIDTH, INNER, VOCAB = 64, 192, 2 * PIECE_BYTES // 128 + 70
 """The table is two whole pieces and a bit, which is no whole block."""
@@ -70,7 +70,7 @@ def rows_of(module: Any) -> torch.Tensor:
 def test_every_number_arrives_at_its_place(
     tmp_path: Path, kernels: str, stored: torch.dtype, run: torch.dtype
 ) -> None:
-    if kernels == "native" and native_library() is None:
+    if kernels == "native" and not HAS_COMPILER:
         pytest.skip("no compiler")
     weights = {name: tensor.to(run) for name, tensor in checkpoint(tmp_path, stored).items()}
     chosen = {"linear": kernels}
@@ -98,7 +98,7 @@ def test_every_number_arrives_at_its_place(
 @pytest.mark.parametrize("kernels", ["native", "reference"])
 def test_experts_arrive_at_their_places(tmp_path: Path, inner: int, kernels: str) -> None:
     """40 is no whole block: gate and up of an expert share one."""
-    if kernels == "native" and native_library() is None:
+    if kernels == "native" and not HAS_COMPILER:
         pytest.skip("no compiler")
     weights = checkpoint(
         tmp_path, torch.bfloat16, architectures=["Qwen3MoeForCausalLM"], num_experts=3,
