@@ -45,9 +45,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="directory for the logs of all processes")
     args = parser.parse_args()
-    environment = describe()
-    if args.keep is not None:  # where the logs went says nothing about the result
-        environment["command"] = str(environment["command"]).replace(f" --keep {args.keep}", "")
+    environment = describe("--keep")
     print(json.dumps(environment))
     engines = [f"engine-{n}" for n in range(args.engines)]
     services = ["service-0", "service-1"]

@@ -6,20 +6,37 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
-def describe() -> dict[str, object]:
-    """Machine, versions and command."""
+def describe(*local_flags: str) -> dict[str, object]:
+    """Machine, versions and command.
+
+    Args:
+        local_flags: flags whose values are directories of this machine, which say nothing about the result.
+    """
     return {
-        "command": " ".join(["python", *sys.argv]),
+        "command": _command(sys.argv, ("--json", *local_flags)),
         "machine": f"{_cpu_name()}, {os.cpu_count()} CPUs",
         "python": platform.python_version(),
         "xllm": _git_revision(),
         "packages": {name: _version(name) for name in ("torch", "numpy", "transformers", "openai")},
         "load_average": os.getloadavg()[0],
     }
+
+
+def _command(argv: Sequence[str], local_flags: Sequence[str]) -> str:
+    """What was typed, without local flags whose value is an absolute path."""
+    words = ["python"]
+    arguments = iter(argv)
+    for word in arguments:
+        if word not in local_flags:
+            words.append(word)
+        elif not (value := next(arguments, "")).startswith("/"):
+            words += [word, value]
+    return " ".join(words)
 
 
 def _cpu_name() -> str:

@@ -10,24 +10,11 @@ import torch
 
 from tests.fakes.compiler import HAS_COMPILER
 from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
-from xllm.engine.platform import native, native_build
-from xllm.engine.platform.native import native_library
-from xllm.engine.platform.native_build import usable_variants
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 TOLERANCE = {torch.float32: 6e-6, torch.bfloat16: 2e-2}
 SCALE = 0.3
-
-
-@pytest.fixture(params=usable_variants(native_build.read_cpu_flags()))
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every variant this CPU runs, as the one that kernels use."""
-    library = native_library(request.param)
-    assert library is not None and library.variant == request.param
-    real = native.native_library
-    monkeypatch.setattr(native, "native_library", lambda name="": library if not name else real(name))
-    return str(request.param)
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,7 @@ from xllm.engine.layers.build_context import BuildContext, build_context
 from xllm.engine.memory import KVPool
 from xllm.engine.models import CausalLM, ModelInput, NullHooks, build_model
 from xllm.engine.models.native_layers import NativeLayers, can_run_natively
-from xllm.engine.platform import native, native_build
-from xllm.engine.platform.native import native_library
+from xllm.engine.platform import native_build
 from xllm.engine.platform.native_build import NativeBuildError, build_library, usable_variants
 from xllm.engine.runner.dummy_weights import fill_with_dummy_weights
 
@@ -31,16 +30,6 @@ pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
 TYPES = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 VARIANTS = usable_variants(native_build.read_cpu_flags())
-
-
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every variant this CPU runs, as the one that kernels use."""
-    library = native_library(request.param)
-    assert library is not None and library.variant == request.param
-    real = native.native_library
-    monkeypatch.setattr(native, "native_library", lambda name="": library if not name else real(name))
-    return str(request.param)
 
 
 class Step:

@@ -12,21 +12,8 @@ from xllm.engine.kernels.penalties import reference as torch_penalties
 from xllm.engine.kernels.penalties.reference import PenalisedRow
 from xllm.engine.kernels.scoring import native as native_scoring
 from xllm.engine.kernels.scoring import reference as torch_scoring
-from xllm.engine.platform import native, native_build
-from xllm.engine.platform.native import native_library
-from xllm.engine.platform.native_build import usable_variants
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
-
-
-@pytest.fixture(params=usable_variants(native_build.read_cpu_flags()))
-def variant(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every variant this CPU runs, as the one that kernels use."""
-    library = native_library(request.param)
-    assert library is not None
-    real = native.native_library
-    monkeypatch.setattr(native, "native_library", lambda name="": library if not name else real(name))
-    return str(request.param)
 
 
 @pytest.mark.parametrize("vocab", [5, 331, 5003])

@@ -24,15 +24,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from xllm.base.clock import Clock
+from xllm.base.tenant_counters import MAX_TENANTS, TenantCounters
 from xllm.errors import CapacityError
 from xllm.types.ids import RequestId
 from xllm.types.request import Request
 
 HoldOrder = Literal["tenant_fair", "fcfs"]
 
-PROMPT_COST, OUTPUT_COST = 1.0, 2.0
 AGED_TURN = 16
-MAX_TENANTS = 4096
 LONGEST_RETRY_S = 120.0
 _PACE_WEIGHT = 0.1
 
@@ -78,7 +77,7 @@ class HoldQueue:
         """In order of arrival."""
         self._heaps: dict[tuple[str, bool], list[tuple[int, int, RequestId]]] = defaultdict(list)
         self._num: Counter[tuple[str, bool]] = Counter()
-        self._counters: dict[str, float] = {}
+        self._counters = TenantCounters(self._limits.weights)
         self._floor = 0.0
         """Counter of the tenant that left last."""
         self._numbers = itertools.count()
@@ -99,7 +98,7 @@ class HoldQueue:
 
     def counter(self, tenant: str) -> float:
         """Weighted service a tenant has had."""
-        return self._counters.get(tenant, 0.0)
+        return self._counters.of(tenant)
 
     def push(self, request: Request) -> None:
         """Let it wait.
@@ -120,7 +119,7 @@ class HoldQueue:
         if not mine:
             waiting = {name for (name, _), count in self._num.items() if count}
             floor = min((self.counter(name) for name in waiting), default=self._floor)
-            self._counters[tenant] = max(self.counter(tenant), floor)
+            self._counters.lift((tenant,), floor)
         held = Held(request, next(self._numbers), self._clock.now())
         self._held[request.id] = held
         self._num[held.key] += 1
@@ -160,13 +159,10 @@ class HoldQueue:
 
     def charge(self, tenant: str, *, prompt_tokens: float = 0.0, output_tokens: int = 0) -> None:
         """A tenant gets service; of what went to an instance at once, too."""
-        tokens = PROMPT_COST * prompt_tokens + OUTPUT_COST * output_tokens
-        self._counters[tenant] = self.counter(tenant) + tokens / self._limits.weights.get(tenant, 1.0)
+        self._counters.charge(tenant, prompt_tokens=prompt_tokens, output_tokens=output_tokens)
         if len(self._counters) > MAX_TENANTS:
             waiting = {name for (name, _), count in self._num.items() if count}
-            away = sorted(self._counters.keys() - waiting, key=self._counters.__getitem__)
-            for name in away[: len(self._counters) - MAX_TENANTS // 2]:
-                del self._counters[name]
+            self._counters.forget_away(waiting, down_to=MAX_TENANTS // 2)
 
     def predicted_wait_s(self, request: Request) -> float | None:
         """How long it would wait at the pace of the last releases; None: nothing was released lately."""

@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.model_dirs import write_config
+from tests.fakes.scenes import run
 from tests.fakes.served_engine import Inbox, make_request, until
 from xllm.config.load import load_arguments
 from xllm.config.serve import EngineConfig
@@ -73,14 +74,6 @@ OTHERS: set[str] = set()
 def num_children() -> int:
     """Children started since the test began."""
     return len(all_children() - OTHERS)
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 async def connect(process: EngineProcess, inbox: Inbox) -> EngineClient:

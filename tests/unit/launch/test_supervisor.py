@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
+from tests.fakes.scenes import run
 from xllm.errors import ModelError
 from xllm.launch.engine_process import EngineProcess
 from xllm.launch.supervisor import Backoff, Supervisor
@@ -58,14 +59,6 @@ class Slots:
             on_ended=self.note,
             backoff=lambda: Backoff(first_s=0.01, longest_s=0.05),
         )
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -17,17 +17,10 @@ import pytest
 from aiohttp import web
 
 from tests.fakes.etcd import Etcd, free_port
+from tests.fakes.scenes import run
 from xllm.errors import Compacted, RegistryError
 from xllm.registry.etcd import EtcdStore
 from xllm.types.store import StoreEvent
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 @asynccontextmanager

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.fakes.scenes import run
 from xllm.base.clock import MonotonicClock
 from xllm.errors import LeaseExpired, RegistryError
 from xllm.registry.local import LocalStore
@@ -64,14 +64,6 @@ LIES = {
     "hides keys": {"hides_keys": True},
     "refuses and hides": {"refuses_writes": True, "hides_keys": True},
 }
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def publisher(store: LocalStore) -> Publisher:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec import structs
 
+from tests.fakes.scenes import run_leaving_no_task as run
 from xllm.errors import RegistryError
 from xllm.registry.directory import Directory
 from xllm.registry.local import LocalStore
@@ -29,17 +30,6 @@ from xllm.types.instance import InstanceInfo
 
 PREFIX = instances_prefix("t")
 TTL_S = 2.0
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        before = len(asyncio.all_tasks())
-        async with asyncio.timeout(60):
-            await scene()
-            while len(asyncio.all_tasks()) > before:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(bounded())
 
 
 async def until(true: Callable[[], bool]) -> None:

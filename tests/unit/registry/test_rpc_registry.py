@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
+from tests.fakes.scenes import run_leaving_no_task as run
 from xllm.errors import ConfigError, RegistryError
 from xllm.registry.local import LocalStore
 from xllm.registry.rpc_server import MAX_WATCHES, RegistryListener
 from xllm.registry.rpc_store import RpcStore
 from xllm.rpc.codec import Codec
 from xllm.types.wire import FromRegistry, Hello, RegistryPut
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        before = len(asyncio.all_tasks())
-        async with asyncio.timeout(60):
-            await scene()
-            while len(asyncio.all_tasks()) > before:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(bounded())
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ import asyncio
 import random
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from tests.fakes.engine_api import RecordingEngineApi
+from tests.fakes.scenes import run
 from xllm.base.waits import WaitTable
 from xllm.errors import (
     CapacityError,
@@ -76,14 +77,6 @@ async def until(true: Callable[[], bool]) -> None:
     async with asyncio.timeout(WAIT_S):
         while not true():
             await asyncio.sleep(0.005)
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def request(name: str, prompt: tuple[int, ...] = (1, 2, 3)) -> Request:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from msgspec import structs
 
 from tests.fakes.fault_proxy import FaultProxy
+from tests.fakes.scenes import run
 from tests.fakes.served_engine import ServedEngine, make_request, served_engine, until
 from tests.unit.service.test_service import Sink, serving
 from xllm.base.clock import MonotonicClock
@@ -56,14 +56,6 @@ class Scene:
     async def close(self) -> None:
         await self.connections.close()
         await self.tasks.close()
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def test_the_end_of_an_old_connection_does_not_touch_the_next_incarnation() -> None:

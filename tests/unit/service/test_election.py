@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
+from tests.fakes.scenes import run_leaving_no_task as run
 from xllm.base.clock import ManualClock, MonotonicClock
 from xllm.errors import RegistryError
 from xllm.registry.local import LocalStore
@@ -12,17 +13,6 @@ from xllm.service.election import MARGIN, Election, Tenure
 
 KEY = "/t/leaders/duty"
 TTL_S = 1.0
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        before = len(asyncio.all_tasks())
-        async with asyncio.timeout(60):
-            await scene()
-            while len(asyncio.all_tasks()) > before:
-                await asyncio.sleep(0.01)
-
-    asyncio.run(bounded())
 
 
 async def until(true: Callable[[], bool]) -> None:

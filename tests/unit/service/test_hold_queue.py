@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from xllm.base.clock import ManualClock
+from xllm.base.tenant_counters import MAX_TENANTS
 from xllm.errors import CapacityError
-from xllm.service.hold_queue import AGED_TURN, LONGEST_RETRY_S, MAX_TENANTS, HoldLimits, HoldQueue
+from xllm.service.hold_queue import AGED_TURN, LONGEST_RETRY_S, HoldLimits, HoldQueue
 from xllm.types.request import Request
 
 numbers = iter(range(10**9))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from msgspec import structs
 
 from tests.fakes.backend import fake_text
+from tests.fakes.scenes import run
 from tests.fakes.served_engine import ServedEngine, make_request, served_engine, until
 from xllm.api.backend import ServedModel
 from xllm.base.clock import MonotonicClock
@@ -106,14 +107,6 @@ async def serving(*engines: ServedEngine, hold: HoldLimits | None = None) -> Asy
         parts.check_empty()
         assert len(parts.service._tasks) == 0
         await until(lambda: len(asyncio.all_tasks()) <= before)
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def test_streams_are_exact_and_leave_nothing() -> None:

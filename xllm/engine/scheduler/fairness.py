@@ -16,11 +16,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from xllm.base.tenant_counters import TenantCounters
 from xllm.engine.scheduler.order import OrderPolicy
 from xllm.engine.scheduler.sequence import Key, Sequence
 
-PROMPT_COST, OUTPUT_COST = 1.0, 2.0
-MAX_TENANTS = 4096
 RUNNING, QUEUED = 0, 1
 
 
@@ -29,17 +28,12 @@ class FairOrder:
 
     def __init__(self, inner: OrderPolicy, weights: Mapping[str, float] | None = None) -> None:
         self._inner = inner
-        self._weights = dict(weights or {})
-        self._counters: dict[str, float] = {}
+        self._counters = TenantCounters(weights)
         self._active: set[str] = set()
 
     def counter(self, tenant: str) -> float:
         """Weighted service a tenant has received (lifted where it paused)."""
-        return self._counters.get(tenant, 0.0)
-
-    def _charge(self, tenant: str, tokens: float) -> None:
-        weight = self._weights.get(tenant, 1.0)
-        self._counters[tenant] = self._counters.get(tenant, 0.0) + tokens / weight
+        return self._counters.of(tenant)
 
     def key(self, seq: Sequence, now_s: float) -> Key:
         """Behind what its tenant got so far; exact from the next ranking on."""
@@ -63,9 +57,9 @@ class FairOrder:
             tenant = seq.request.tenant
             tag = tags.get(tenant)
             if tag is None:
-                tag = self._counters[tenant]
+                tag = self._counters.of(tenant)
             seq.key = (offline, QUEUED, tag, *key)
-            tags[tenant] = tag + PROMPT_COST * len(seq.token_ids) / self._weights.get(tenant, 1.0)
+            tags[tenant] = tag + self._counters.cost(tenant, prompt_tokens=len(seq.token_ids))
         for seq in running:
             seq.key = (int(seq.request.offline), RUNNING, 0.0, *inner_key[seq.id])
         return True
@@ -84,16 +78,12 @@ class FairOrder:
         present = waiting | running
         stayed = self._active & present
         if stayed:
-            floor = min(self._counters.get(t, 0.0) for t in stayed)
+            floor = min(self._counters.of(t) for t in stayed)
         else:
-            floor = max((self._counters.get(t, 0.0) for t in self._active), default=0.0)
-        for tenant in present - stayed:
-            self._counters[tenant] = max(self._counters.get(tenant, 0.0), floor)
+            floor = max((self._counters.of(t) for t in self._active), default=0.0)
+        self._counters.lift(present - stayed, floor)
         self._active = present
-        if len(self._counters) > MAX_TENANTS:
-            away = sorted(self._counters.keys() - present, key=lambda t: self._counters[t])
-            for tenant in away[: len(self._counters) - MAX_TENANTS]:
-                del self._counters[tenant]
+        self._counters.forget_away(present)
 
     def ahead(
         self, seq: Sequence, others: Collection[Sequence], running: Collection[Sequence], now_s: float
@@ -105,9 +95,9 @@ class FairOrder:
         """Charge the prompt once; what was cached is free, what a preemption threw away is not charged again."""
         self._inner.on_admit(seq, num_cached)
         if not seq.num_preemptions:
-            self._charge(seq.request.tenant, PROMPT_COST * max(0, len(seq.token_ids) - num_cached))
+            self._counters.charge(seq.request.tenant, prompt_tokens=max(0, len(seq.token_ids) - num_cached))
 
     def on_sample(self, seq: Sequence) -> None:
         """Charge an output token."""
         self._inner.on_sample(seq)
-        self._charge(seq.request.tenant, OUTPUT_COST)
+        self._counters.charge(seq.request.tenant, output_tokens=1)

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 
 from tests.fakes.small_brain import SmallBrain
-from xllm.engine.scheduler.fairness import MAX_TENANTS, FairOrder
+from xllm.base.tenant_counters import MAX_TENANTS
+from xllm.engine.scheduler.fairness import FairOrder
 from xllm.engine.scheduler.limits import SloOptions
 from xllm.engine.scheduler.order import ORDER_KEYS, StaticOrder
 from xllm.errors import ConfigError
@@ -106,7 +107,7 @@ def test_the_number_of_counters_is_bounded() -> None:
     order = brain.core.scheduler.order
     assert isinstance(order, FairOrder)
     for i in range(MAX_TENANTS + 50):
-        order._charge(f"t{i}", float(i + 1))
+        order._counters.charge(f"t{i}", prompt_tokens=i + 1)
     flood(brain, "a", 9)
     brain.run()
     assert len(order._counters) <= MAX_TENANTS + 1

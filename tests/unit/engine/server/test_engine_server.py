@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
 
+from tests.fakes.scenes import run
 from tests.fakes.served_engine import make_request, served_engine, until
 from tests.fakes.step_runner import FakeStepRunner
 from xllm.engine.executor.faults import PlainFaults
@@ -14,14 +14,6 @@ from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.server.engine_server import EXIT_FAILED, EXIT_OK, ServerOptions
 from xllm.errors import CapacityError, InstanceLost, InvalidRequest, Unsupported
 from xllm.types.batch import Batch
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 class DeviceGone(PlainFaults):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-
+from tests.fakes.scenes import run
 from tests.fakes.served_engine import make_request, served_engine, until
 from tests.fakes.step_runner import FakeStepRunner
 from xllm.base.waits import WaitTable
@@ -12,14 +10,6 @@ from xllm.engine.server.engine_server import ServerOptions
 from xllm.engine.server.sessions import Sessions
 from xllm.errors import ProtocolError
 from xllm.types.output import OutputFrame, RequestOutput
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def test_requests_of_a_lost_connection_end_after_the_grace_time() -> None:

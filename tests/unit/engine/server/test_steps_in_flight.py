@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import pytest
 from msgspec import structs
 
+from tests.fakes.scenes import run
 from tests.fakes.served_engine import make_request, served_engine, until
 from tests.fakes.step_runner import FakeStepRunner
 from xllm.engine.executor.faults import PlainFaults
@@ -58,14 +59,6 @@ class GatedRunner(FakeStepRunner):
 class DeviceGone(PlainFaults):
     def is_device_lost(self, error: BaseException) -> bool:
         return True
-
-
-def run(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(60):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def masked(name: str, **fields: object) -> Request:
