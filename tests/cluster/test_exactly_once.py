@@ -285,3 +285,119 @@ def test_deadlines_hold_over_attempts() -> None:
     cluster.run()
     again = cluster.sent[-1].request
     assert again.deadline_in_s == pytest.approx(3.0, abs=0.1) and again.age_s == pytest.approx(2.0, abs=0.1)
+
+
+def drain(cluster: SimCluster, name: str) -> None:
+    """Its requests are to go on elsewhere; the service asks again and again, as with every heartbeat."""
+    if not cluster.nodes[name].is_dead:
+        cluster.draining.add(name)
+        cluster.carry_out(cluster.dispatch.migrate(name))
+        if cluster.dispatch.num_inflight(name):
+            cluster.events.after(0.01, lambda: drain(cluster, name))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_the_stream_is_that_of_an_undisturbed_run_wherever_its_instance_is_drained(
+    case: str, offline: bool
+) -> None:
+    request = CASES[case] if "stops early" not in case else early_stop(CASES[case])
+    request = structs.replace(request, offline=offline)
+    expected = undisturbed(request)
+    num_migrated = 0
+    for index in range(1, 40):
+        cluster = SimCluster(3)
+        broken = break_after(cluster, index, drain)
+        cluster.submit(request)
+        cluster.run()
+        assert facts(cluster, request) == expected, index
+        assert len(cluster.dispatch) == 0 and cluster.dispatch.num_failovers == 0
+        assert all(node.engine.core.num_unfinished == 0 for node in cluster.nodes.values())
+        if not broken:
+            break
+        num_migrated += cluster.dispatch.num_migrated
+    assert num_migrated >= 4, "the mechanism did not act"
+
+
+def test_a_request_that_was_migrated_many_times_has_lost_nothing_of_its_budget() -> None:
+    cluster = SimCluster(3, RetryLimits(max_losses=0, max_deaths=1))
+    rests: list[str] = []
+
+    def drain_its_instance(deliver: Deliver) -> None:
+        if not deliver.is_last:
+            name = cluster.holder("r")
+            cluster.draining.clear()
+            rests.append(name)
+            cluster.events.after(0.0, lambda: drain(cluster, name))
+
+    cluster.on_deliver = drain_its_instance
+    cluster.submit(make(max_tokens=20))
+    cluster.run()
+    assert facts(cluster, make(max_tokens=20)) == undisturbed(make(max_tokens=20))
+    assert cluster.dispatch.num_migrated > 10 and len(set(rests)) > 1
+
+
+def test_a_request_that_nobody_else_takes_stays_where_it_is() -> None:
+    alone = SimCluster(1)
+    full = SimCluster(2)
+    full.nodes["e1"].refuses = CapacityError("full")
+    for cluster in (alone, full):
+        break_after(cluster, 2, drain)
+        cluster.submit(make(max_tokens=20))
+        cluster.run()
+        assert facts(cluster, make(max_tokens=20)) == undisturbed(make(max_tokens=20))
+        assert cluster.dispatch.num_migrated == 0
+    assert len(full.sent) > 2, "it was not offered again"
+
+
+@pytest.mark.parametrize("who", ["the old one dies", "the new one dies", "the client leaves"])
+def test_what_happens_between_an_offer_and_its_answer_breaks_no_stream(who: str) -> None:
+    request = make(n=2, max_tokens=12)
+    for index in range(1, 12):
+        cluster = SimCluster(3)
+
+        def offer_and_break(cluster: SimCluster, name: str) -> None:
+            cluster.carry_out(cluster.dispatch.migrate(name))
+            (offered,) = (sent.instance for sent in cluster.sent[1:])
+            if who == "the old one dies":
+                cluster.kill(name)
+            elif who == "the new one dies":
+                cluster.kill(offered)
+            else:
+                cluster.carry_out(cluster.dispatch.abort("r", None, "abort"))
+
+        broken = break_after(cluster, index, offer_and_break)
+        cluster.submit(request)
+        cluster.run()
+        assert len(cluster.dispatch) == 0
+        if who == "the client leaves" and broken:
+            assert {cluster.end("r", choice).finish_reason for choice in range(2)} == {"abort"}
+        else:
+            assert facts(cluster, request) == undisturbed(request), index
+        assert all(node.is_dead or node.engine.core.num_unfinished == 0 for node in cluster.nodes.values())
+
+
+def test_many_streams_go_on_while_instances_are_drained_and_killed_at_random() -> None:
+    rng = random.Random(11)
+    requests = [
+        make(f"r{i}", n=rng.randint(1, 3), seed=i, max_tokens=rng.randint(1, 60), offline=rng.random() < 0.3)
+        for i in range(40)
+    ]
+    expected = {request.id: undisturbed(request) for request in requests}
+    cluster = SimCluster(4, RetryLimits(max_deaths=99, max_losses=99))
+    for request in requests:
+        cluster.events.at(rng.uniform(0, 0.2), lambda r=request: cluster.submit(r))  # type: ignore[misc]
+
+    def strike() -> None:
+        able = [n.name for n in cluster.nodes.values() if not n.is_dead and n.name not in cluster.draining]
+        cluster.start_engine()
+        rng.choice([drain, drain, kill])(cluster, rng.choice(able))
+
+    for index in range(12):
+        cluster.events.at(0.02 + 0.05 * index, strike)
+    cluster.run()
+    assert cluster.dispatch.num_migrated > 10 and cluster.dispatch.num_failovers > 5
+    for request in requests:
+        seen, told = facts(cluster, request), expected[request.id]
+        assert [s[:4] + s[6:] for s in seen] == [t[:4] + t[6:] for t in told], request.id
+    assert not cluster.refused and len(cluster.dispatch) == 0

@@ -107,7 +107,11 @@ def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Clu
         assert drain.process.wait(60) == 0, drain.text
     for client in clients:
         client.join(60)
-    assert json.loads(drain.text.splitlines()[-1]) == {"instance": "engine-0", "num_ended": 0}
+    assert json.loads(drain.text.splitlines()[-1]) == {
+        "instance": "engine-0",
+        "num_ended": 0,
+        "num_migrated": 0,
+    }
     assert set(statuses) <= {200, 503} and statuses.count(200) >= 16, statuses
     assert cluster.states() == {"engine-1": "ready"}
     cluster.command.until(r"engine-0 has left; it is not started again")

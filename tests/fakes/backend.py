@@ -190,7 +190,7 @@ class FakeBackend:
             "route_decisions": ("load",),
         }
         labels["attempts_lost"] = ("silent",)
-        own = ("attempts_retried", "kv_index_blocks", *labels)
+        own = ("attempts_retried", "attempts_migrated", "kv_index_blocks", *labels)
         return [Sample(name, 1, labels.get(name, ())) for name in own]
 
     async def debug_request(self, request_id: str) -> Sequence[Row]:

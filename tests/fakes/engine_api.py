@@ -45,7 +45,7 @@ class RecordingEngineApi:
     def info(self) -> InstanceInfo:
         return InstanceInfo(id="engine", incarnation="1", address="a", model="m")
 
-    def drain(self, timeout_s: float) -> None:
+    def drain(self, timeout_s: float, migrate_after_s: float | None = None) -> None:
         self.calls.append(("drain", timeout_s))
 
     def profile(self, action: str) -> None:

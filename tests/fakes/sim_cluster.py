@@ -35,6 +35,8 @@ class Node:
         self.name = name
         self.is_dead = False
         self.is_silent = False
+        self.refuses: XllmError | None = None
+        """What it answers to every new request."""
         self.held: list[list[RequestOutput]] = []
         self._on_outputs = on_outputs
         core = build_brain(
@@ -68,6 +70,8 @@ class SimCluster:
         self.trace = DecisionTrace(self.events.clock, capacity=4096)
         self.dispatch = Dispatch(self.events.clock, self.trace, choose=self._choose, limits=limits)
         self.nodes: dict[str, Node] = {}
+        self.draining: set[str] = set()
+        """Instances that get no new requests."""
         for _ in range(num_engines):
             self.start_engine()
         self.outputs: dict[str, list[RequestOutput]] = defaultdict(list)
@@ -144,6 +148,7 @@ class SimCluster:
         self.dispatch.check()
 
     def _choose(self, request: Request, avoid: frozenset[str]) -> Route | None:
+        avoid = avoid | self.draining
         able = [n for n in self.nodes.values() if not (n.is_dead or n.is_silent or n.name in avoid)]
         if not able:
             return None
@@ -154,7 +159,7 @@ class SimCluster:
         node, request = self.nodes[command.instance], command.request
         refusal: XllmError | None = InstanceLost(f"{node.name} is gone")
         if not node.is_dead:
-            refusal = node.engine.submit(request)
+            refusal = node.refuses or node.engine.submit(request)
         if node.is_silent:
             return
         if refusal is None:

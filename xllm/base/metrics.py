@@ -126,6 +126,7 @@ METRICS: tuple[MetricRow, ...] = (
     _counter("route_decisions", "Requests and further attempts sent to an instance, by reason.", "reason"),
     _counter("attempts_lost", "Attempts whose instance was lost, by how.", "how"),
     _counter("attempts_retried", "Attempts after the first: after a loss or a refusal for want of room."),
+    _counter("attempts_migrated", "Running requests that went on at another instance, since theirs drains."),
     _counter("requests_held", "Requests that had to wait in the service."),
     _counter("predicted_cached_tokens", "Prompt tokens that routing expected in a cache."),
     _counter("actual_cached_tokens", "Of the same requests, prompt tokens that were found there."),

@@ -32,6 +32,7 @@ _COLUMNS = (
     ("MESSAGE", "message"),
 )
 _LINE_EVERY_S = 2.0
+MAX_DRAIN_S = 86_400
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=60.0,
         metavar="FLOAT",
         help="seconds that requests in flight may take to finish [60]",
+    )
+    parser.add_argument(
+        "--migrate-after",
+        type=float,
+        default=10.0,
+        metavar="FLOAT",
+        help="seconds after which requests that still run go on at another instance, where one takes them [10]",
     )
     parser.add_argument(
         "--wait",
@@ -75,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.action != "drain" and not args.wait:
         raise ConfigError(f"--no-wait means nothing to {args.action}", hint="leave it away")
-    if args.drain_timeout < 0:
-        raise ConfigError(f"--drain-timeout is {args.drain_timeout:g}", hint="use 0 or more seconds")
+    for flag, seconds in (("--drain-timeout", args.drain_timeout), ("--migrate-after", args.migrate_after)):
+        if not 0 <= seconds <= MAX_DRAIN_S:
+            raise ConfigError(f"{flag} is {seconds:g}", hint=f"use 0 to {MAX_DRAIN_S} seconds")
     if args.action == "drain":
         return _drain(loaded.registry(), args)
     from xllm.launch.cluster_admin import gather_status, group_roles
@@ -94,24 +103,28 @@ def _drain(registry: RegistryConfig, args: argparse.Namespace) -> int:
     from xllm.launch.cluster_admin import drain_instance
 
     progress = _Progress(args.instance)
-    num = asyncio.run(
+    found = asyncio.run(
         drain_instance(
             registry,
             args.instance,
             token=args.rpc_token,
             timeout_s=args.drain_timeout,
+            migrate_after_s=args.migrate_after,
             waits=args.wait,
             on_progress=progress.show,
         )
     )
     progress.end()
+    num, num_migrated = found.num_unfinished, found.num_migrated
+    result: dict[str, Any] = {"instance": args.instance, "num_migrated": num_migrated}
     if not args.wait:
-        result: dict[str, Any] = {"instance": args.instance, "num_unfinished": num}
+        result["num_unfinished"] = num
         said = f"{args.instance} takes no new requests; {num} are in flight; drain it again to end it"
     else:
-        result = {"instance": args.instance, "num_ended": num}
-        note = f" ({num} requests had to be ended)" if num else ""
-        said = f"{args.instance} has drained and left{note}"
+        result["num_ended"] = num
+        notes = [f"{num_migrated} requests went on elsewhere"] if num_migrated else []
+        notes += [f"{num} requests had to be ended"] if num else []
+        said = f"{args.instance} has drained and left" + (f" ({', '.join(notes)})" if notes else "")
     print(json.dumps(result) if args.json else said)
     return 0
 
@@ -126,7 +139,8 @@ class _Progress:
 
     def show(self, progress: DrainProgress) -> None:
         """Called some times a second."""
-        text = f"{self._instance}: {progress.num_unfinished} requests in flight, {progress.left_s:.0f} s left"
+        moved = f", {progress.num_migrated} went on elsewhere" if progress.num_migrated else ""
+        text = f"{self._instance}: {progress.num_unfinished} requests in flight{moved}, {progress.left_s:.0f} s left"
         if sys.stderr.isatty():
             sys.stderr.write(f"\r{text}\x1b[K")
             self._has_line = True

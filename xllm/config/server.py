@@ -24,6 +24,11 @@ class ServerConfig:
     """Seconds a lost service connection may take to come back before its requests are ended."""
     heartbeat_s: float = 0.5
     """Seconds between two load reports to every connected service."""
+    drain_timeout_s: float = 30.0
+    """Seconds that requests in flight have after SIGTERM; then the engine ends."""
+    migrate_after_s: float = 10.0
+    """Seconds after SIGTERM from which requests that still run go on at another instance of the group, where
+    one takes them."""
     profile_dir: str = "profiles"
     """Directory that profiler traces are written to; made when the first one is."""
     num_trace_records: int = 65_536
@@ -39,6 +44,14 @@ class ServerConfig:
                 (known, f"executor is {self.executor!r}: use local or timed:PROFILE"),
                 (0 <= self.grace_s < float("inf"), f"grace_s is {self.grace_s}: at least 0"),
                 (self.heartbeat_s > 0, f"heartbeat_s is {self.heartbeat_s}: more than 0"),
+                (
+                    0 <= self.drain_timeout_s <= 86_400,
+                    f"drain_timeout_s is {self.drain_timeout_s}: 0 to 86400",
+                ),
+                (
+                    0 <= self.migrate_after_s <= 86_400,
+                    f"migrate_after_s is {self.migrate_after_s}: 0 to 86400",
+                ),
                 (self.num_trace_records >= 1, f"num_trace_records is {self.num_trace_records}: at least 1"),
             ),
             "server",

@@ -79,6 +79,8 @@ class DrainProgress:
 
     num_unfinished: int
     """Requests that still run."""
+    num_migrated: int
+    """Requests that went on at another instance."""
     left_s: float
     """Until those that still run are ended."""
 
@@ -89,12 +91,14 @@ async def drain_instance(
     *,
     token: str,
     timeout_s: float,
+    migrate_after_s: float | None = None,
     waits: bool = True,
     on_progress: Callable[[DrainProgress], None] = lambda progress: None,
-) -> int:
-    """Stop an instance's admissions, wait for what it runs, end it; returns how many requests had to be ended.
+) -> DrainProgress:
+    """Stop an instance's admissions, wait for what it runs, end it; returns where that ended.
 
-    Without ``waits`` it only stops the admissions and returns how many requests run: a later call ends it.
+    What still runs after ``migrate_after_s`` goes on at another instance where one takes it (None: it stays), what is
+    left after ``timeout_s`` is ended here. Without ``waits`` only the admissions are stopped: a later call ends it.
 
     Raises:
         NotFound: no such instance is published.
@@ -105,22 +109,27 @@ async def drain_instance(
         published = await _find(store, registry, instance_id)
         client = await _connect(published, token)
         try:
-            await client.drain(timeout_s)
+            await client.drain(timeout_s, migrate_after_s)
             end_s = time.monotonic() + timeout_s
-            num_unfinished = (await client.health()).num_unfinished
+            progress = await _ask_progress(client, end_s)
             if not waits:
-                return num_unfinished
-            while num_unfinished and time.monotonic() < end_s + ASK_S:
-                on_progress(DrainProgress(num_unfinished, max(0.0, end_s - time.monotonic())))
+                return progress
+            while progress.num_unfinished and time.monotonic() < end_s + ASK_S:
+                on_progress(progress)
                 await asyncio.sleep(POLL_S)
-                num_unfinished = (await client.health()).num_unfinished
+                progress = await _ask_progress(client, end_s)
             await client.shutdown()
         finally:
             await client.close()
         await _await_farewell(store, registry, published)
-        return num_unfinished
+        return progress
     finally:
         await store.close()
+
+
+async def _ask_progress(client: EngineClient, end_s: float) -> DrainProgress:
+    health = await client.health()
+    return DrainProgress(health.num_unfinished, health.num_migrated, max(0.0, end_s - time.monotonic()))
 
 
 async def _await_farewell(store: Store, registry: RegistryConfig, published: PublishedInstance) -> None:

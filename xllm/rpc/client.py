@@ -184,12 +184,15 @@ class EngineClient:
         """Identity and capabilities."""
         return (await self._call(GetInfo(), InfoReply, deadline_s)).info
 
-    async def drain(self, timeout_s: float, *, deadline_s: float | None = None) -> None:
+    async def drain(
+        self, timeout_s: float, migrate_after_s: float | None = None, *, deadline_s: float | None = None
+    ) -> None:
         """Make the engine refuse new requests, finish its own within ``timeout_s``, then abort the rest.
 
-        Returns when the engine has begun; ``health().num_unfinished`` tells how far it is.
+        From ``migrate_after_s`` on services let its requests go on elsewhere; None: they stay. Returns when the engine
+        has begun; ``health().num_unfinished`` tells how far it is.
         """
-        await self._call(Drain(timeout_s=timeout_s), Ack, deadline_s)
+        await self._call(Drain(timeout_s=timeout_s, migrate_after_s=migrate_after_s), Ack, deadline_s)
 
     async def start_profile(self, *, deadline_s: float | None = None) -> None:
         """Start the executor's profiler."""

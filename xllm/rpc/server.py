@@ -83,7 +83,7 @@ class EngineApi(Protocol):
     def info(self) -> InstanceInfo:
         """Identity and capabilities."""
 
-    def drain(self, timeout_s: float) -> None:
+    def drain(self, timeout_s: float, migrate_after_s: float | None = None) -> None:
         """Begin to drain."""
 
     def profile(self, action: Literal["start", "stop"]) -> None:
@@ -186,7 +186,7 @@ class EngineConnection:
             case GetInfo():
                 return InfoReply(info=api.info())
             case Drain():
-                api.drain(message.timeout_s)
+                api.drain(message.timeout_s, message.migrate_after_s)
             case Profile():
                 api.profile(message.action)
             case ResetPrefixCache():

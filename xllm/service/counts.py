@@ -60,6 +60,7 @@ class Counts:
         found += [Sample("attempts_lost", num, (how,)) for how, num in self.lost.items()]
         found += [
             Sample("attempts_retried", dispatch.num_failovers),
+            Sample("attempts_migrated", dispatch.num_migrated),
             Sample("num_requests_parked", dispatch.num_parked),
             Sample("requests_held", self.num_held),
             Sample("num_requests_held", queue.num_held(offline=False), ("online",)),

@@ -141,8 +141,10 @@ class Delivery:
             try:
                 await client.submit(self._names.outgoing(request), deadline_s=SUBMIT_TIMEOUT_S)
             except InvalidRequest as error:
-                # Dispatch has no second request of this id: the other one is another replica's.
-                if not self._names.is_clash(error) or request.id not in self._dispatch:
+                # Dispatch has no second request of this id: the other one is another replica's. One that runs keeps
+                # the name that its engine knows.
+                is_free = request.id in self._dispatch and not self._dispatch.is_offered(request.id)
+                if not self._names.is_clash(error) or not is_free:
                     raise
                 await client.submit(self._names.rename(request), deadline_s=SUBMIT_TIMEOUT_S)
         except XllmError as error:

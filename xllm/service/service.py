@@ -253,6 +253,8 @@ class Service:
         if instance is not None:
             instance.num_inflight = self._dispatch.num_inflight(instance_id)
         self._cluster.on_heartbeat(instance_id, reply)
+        if reply.health.hands_over:
+            self._delivery.carry_out(self._dispatch.migrate(instance_id))
         self._refresh_model()
         self._holding.pump()
         if instance is not None and was_given_up and instance.state not in GIVEN_UP:

@@ -129,3 +129,7 @@ class HealthReport(Struct, frozen=True, kw_only=True):
     idle_s: float
     """Seconds since progress was last seen while there was work; 0 when idle."""
     message: str = ""
+    hands_over: bool = False
+    """It drains and is to be empty soon: services let its requests go on elsewhere."""
+    num_migrated: int = 0
+    """Requests that went on elsewhere since the drain began."""

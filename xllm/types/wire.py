@@ -18,6 +18,8 @@ from xllm.types.request import Request
 from xllm.types.store import Lease, Snapshot, StoreEvent
 
 PROTOCOL_VERSION = 1
+MIGRATED = "migrated"
+"""Reason of an :class:`Abort`: the request goes on elsewhere, since the engine hands over what it has."""
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
@@ -63,6 +65,8 @@ class Drain(Struct, frozen=True, kw_only=True, tag="drain"):
     """Stop admitting, finish what runs within ``timeout_s``, abort the rest."""
 
     timeout_s: float
+    migrate_after_s: float | None = None
+    """From then on services take away what still runs and another instance can go on with; None: they do not."""
 
 
 class Profile(Struct, frozen=True, kw_only=True, tag="profile"):

@@ -45,9 +45,10 @@ class StartEngine(Struct, frozen=True, kw_only=True, tag="start"):
 
 
 class StopEngine(Struct, frozen=True, kw_only=True, tag="stop"):
-    """End; requests in flight may take ``drain_s``."""
+    """End; requests in flight may take ``drain_s``, and after ``migrate_after_s`` go on elsewhere."""
 
     drain_s: float = 0.0
+    migrate_after_s: float | None = None
 
 
 class PhaseDone(Struct, frozen=True, kw_only=True, tag="phase"):

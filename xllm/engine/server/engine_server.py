@@ -35,7 +35,7 @@ from xllm.types.ids import RequestId, StepId
 from xllm.types.instance import HealthReport, InstanceInfo, InstanceState
 from xllm.types.output import RequestOutput
 from xllm.types.request import Request
-from xllm.types.wire import LoadReply
+from xllm.types.wire import MIGRATED, LoadReply
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,9 @@ class EngineServer:
         self._ends_when_drained = False
         self._drain_timer: asyncio.TimerHandle | None = None
         self._drain_wait: Wait | None = None
+        self._hands_over_at_s: float | None = None
+        """On the loop's clock: from then on services may take away what it runs."""
+        self._num_migrated = 0
         self._heartbeat: asyncio.TimerHandle | None = None
 
     # -- life --
@@ -165,10 +168,10 @@ class EngineServer:
         self._message = self._message or message
         self._ended.set_result(status)
 
-    def drain_and_end(self, timeout_s: float) -> None:
-        """What SIGTERM asks for: refuse new requests, finish the others within ``timeout_s``, then end."""
+    def drain_and_end(self, timeout_s: float, migrate_after_s: float | None = None) -> None:
+        """What SIGTERM asks for: refuse new requests, finish or hand over the others within ``timeout_s``, then end."""
         self._ends_when_drained = True
-        self.drain(timeout_s)
+        self.drain(timeout_s, migrate_after_s)
 
     # -- EngineApi --
 
@@ -197,6 +200,7 @@ class EngineServer:
     ) -> None:
         """End a request or a choice of it; another service's is none of its business."""
         if self._sessions.owns(connection, (request_id, attempt)):
+            self._num_migrated += reason == MIGRATED
             self._steps.abort(request_id, attempt, choice, reason)
 
     def load(self) -> LoadReply:
@@ -212,18 +216,21 @@ class EngineServer:
             num_unfinished=self._core.num_unfinished,
             idle_s=self._progress.idle_s(),
             message=self._message,
+            hands_over=self._hands_over_at_s is not None and self._loop.time() >= self._hands_over_at_s,
+            num_migrated=self._num_migrated,
         )
 
     def info(self) -> InstanceInfo:
         """Identity and capabilities."""
         return structs.replace(self._info, state=self._state)
 
-    def drain(self, timeout_s: float) -> None:
-        """Refuse new requests; abort what is unfinished after ``timeout_s``. A second call moves the deadline."""
-        if not 0 <= timeout_s <= 86_400:
-            raise InvalidRequest(
-                f"drain timeout_s is {timeout_s}", hint="use 0 to 86400 seconds", param="timeout_s"
-            )
+    def drain(self, timeout_s: float, migrate_after_s: float | None = None) -> None:
+        """Refuse new requests; from ``migrate_after_s`` on let services take away what runs; abort the rest after
+        ``timeout_s``. A second call sets both times anew.
+        """
+        for name, seconds in (("timeout_s", timeout_s), ("migrate_after_s", migrate_after_s)):
+            if seconds is not None and not 0 <= seconds <= 86_400:
+                raise InvalidRequest(f"drain {name} is {seconds}", hint="use 0 to 86400 seconds", param=name)
         if self._state not in ("ready", "draining"):
             return
         self._state = "draining"
@@ -232,6 +239,7 @@ class EngineServer:
         log.info("draining: %d unfinished, at most %g s", self._core.num_unfinished, timeout_s)
         self._drain_wait = self._waits.watch("drain", "requests in flight to end", timeout_s).__enter__()
         self._drain_timer = self._loop.call_later(timeout_s, self._drain_is_over)
+        self._hands_over_at_s = None if migrate_after_s is None else self._loop.time() + migrate_after_s
         self._check_drained()
 
     def profile(self, action: Literal["start", "stop"]) -> None:

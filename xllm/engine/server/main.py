@@ -55,8 +55,6 @@ EXIT_START_FAILED = 78
 """Configuration or model cannot work (EX_CONFIG); the reason was reported."""
 EXIT_PARENT_GONE = 75
 START_TIMEOUT_S = 30.0
-DRAIN_S = 30.0
-"""What SIGTERM grants requests in flight."""
 
 ReportPhase = Callable[[str, float], object]
 
@@ -86,7 +84,7 @@ class Process:
 
     def _obey(self) -> None:
         assert self._server is not None and self._stop is not None
-        self._server.drain_and_end(self._stop.drain_s)
+        self._server.drain_and_end(self._stop.drain_s, self._stop.migrate_after_s)
 
 
 def run_engine(
@@ -161,7 +159,9 @@ async def _serve(
     with measured("listening", on_phase):
         address = await server.start(endpoint)
     install_dump_signal(waits, loop=loop)
-    loop.add_signal_handler(signal.SIGTERM, process.stop, StopEngine(drain_s=DRAIN_S))
+    limits = config.server
+    stop = StopEngine(drain_s=limits.drain_timeout_s, migrate_after_s=limits.migrate_after_s)
+    loop.add_signal_handler(signal.SIGTERM, process.stop, stop)
     loop.add_signal_handler(signal.SIGINT, process.stop, StopEngine(drain_s=0.0))
     process.attach(server)
     if config.scheduler.profile_startup:

@@ -2,19 +2,20 @@
 
 A request is *pending* until an engine has queued it, then *running*; it is *parked* while no instance has it and one
 is awaited. When an instance is lost, the next attempt continues on another one after the tokens already delivered.
-Events come in (accepted, refused, outputs, instance lost, abort, time), orders go out.
+An instance that wants to be empty keeps each of its requests until another one has queued the next attempt, the
+*offer*. Events come in (accepted, refused, outputs, instance lost, abort, time), orders go out.
 
 INVARIANTS
 - After ``begin`` a request ends in exactly one way: ``Refuse`` (no engine ever queued it, nothing was delivered), or
   one terminal output per choice. A deadline bounds every request, whether an engine answers or not.
 - Delivered token indices of a choice have no gap and no repetition.
 - Outputs of requests, attempts or choices that are not open go nowhere; their sender is told to stop.
-- At most one attempt of a request is listened to; its number only grows.
+- At most one attempt of a request is listened to; its number only grows. An offer becomes that attempt when its engine
+  has queued it, or when the attempt before is lost; else it is withdrawn.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -24,7 +25,9 @@ from xllm.base.clock import Clock
 from xllm.base.trace import DecisionTrace
 from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest, XllmError
 from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
+from xllm.service.dispatch.deadlines import Deadlines
 from xllm.service.dispatch.live_request import LiveRequest
+from xllm.service.dispatch.offers import Offers, count_out
 from xllm.service.dispatch.retry import RetryLimits
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import FinishReason, RequestOutput
@@ -33,7 +36,8 @@ from xllm.types.request import Request, Route
 DEADLINE_SLACK_S = 5.0
 """The engine ends overdue requests itself; after this much longer we no longer wait for it."""
 DEFAULT_DEADLINE_S = 3600.0
-_MAX_STALE_DEADLINES = 1024
+MAX_OFFERS = 64
+"""Unanswered offers of one instance's requests at a time."""
 
 Chooser = Callable[[Request, frozenset[InstanceId]], Route | None]
 """(request, instances to avoid) -> where its next attempt goes, or None when nobody else can take it."""
@@ -63,7 +67,8 @@ class Dispatch:
         self._live: dict[RequestId, LiveRequest] = {}
         self._parked: dict[RequestId, LiveRequest] = {}
         self._inflight: Counter[InstanceId] = Counter()
-        self._deadlines: list[tuple[float, RequestId]] = []
+        self._deadlines = Deadlines(self._live)
+        self._offers = Offers(self._inflight, trace)
         self.num_failovers = 0
         """Attempts started because one before was lost."""
 
@@ -79,8 +84,13 @@ class Dispatch:
         return len(self._parked)
 
     def num_inflight(self, instance: InstanceId) -> int:
-        """Requests an instance has."""
+        """Requests an instance has, or was offered."""
         return self._inflight[instance]
+
+    @property
+    def num_migrated(self) -> int:
+        """Attempts that took over from one that could have gone on."""
+        return self._offers.num_migrated
 
     # -- events --
 
@@ -99,9 +109,7 @@ class Dispatch:
         live = LiveRequest(request, begun_s=now_s, due_s=now_s + remaining_s + DEADLINE_SLACK_S)
         self._live[request.id] = live
         self._inflight[live.instance] += 1
-        heapq.heappush(self._deadlines, (live.due_s, request.id))
-        if len(self._deadlines) > 2 * len(self._live) + _MAX_STALE_DEADLINES:
-            self._forget_stale_deadlines()
+        self._deadlines.add(live)
         self._trace.record(request.id, "routed", {"instance": live.instance, "attempt": request.attempt})
         return [Send(live.instance, request)]
 
@@ -109,7 +117,8 @@ class Dispatch:
         """The engine has queued it."""
         live = self._find(request_id, attempt)
         if live is None:
-            return []
+            offered = self._find_offered(request_id, attempt)
+            return [] if offered is None else self._offers.take_over(offered)
         self._trace.record(request_id, "accepted", {"instance": live.instance})
         live.refused_by.clear()
         live.num_waits = 0
@@ -120,10 +129,13 @@ class Dispatch:
         """The engine did not take it; when that is not certain (no answer in time) it is told to stop."""
         live = self._find(request_id, attempt)
         if live is None:
-            return []
+            offered = self._find_offered(request_id, attempt)
+            return [] if offered is None else self._offers.withdraw(offered, error.message)
         instance = live.instance
         self._trace.record(request_id, "refused", {"instance": instance, "error": error.message})
         if isinstance(error, CapacityError):
+            if live.offer is not None:
+                return self._offers.take_over(live)
             self._leave(live)
             live.refused_by.add(instance)
             return self._place(live, error, frozenset(live.refused_by))
@@ -143,9 +155,11 @@ class Dispatch:
         for output in outputs:
             live = self._live.get(output.request_id)
             if live is None or live.request.attempt != output.attempt or live.instance != instance:
-                if output.finish_reason is None:
-                    strangers.add((output.request_id, output.attempt))
-                continue
+                if live is None or not live.is_offered(instance, output.attempt):
+                    if output.finish_reason is None:
+                        strangers.add((output.request_id, output.attempt))
+                    continue
+                commands += self._offers.take_over(live)  # its outputs have overtaken the answer to submit
             if output.choice not in live.open_choices or any(live is item[0] for item in lost):
                 continue
             if live.is_gap(output):
@@ -167,7 +181,7 @@ class Dispatch:
             attempt = live.request.attempt
             commands.append(SendAbort(instance, live.first.id, attempt, None, "the attempt is given up"))
             commands += self._lose(live, lost_error, is_death=is_death)
-        return commands
+        return commands + self._offers.take_strays() if self._offers.strays else commands
 
     def on_instance_lost(
         self, instance: InstanceId, error: XllmError, *, is_death: bool = True
@@ -176,6 +190,8 @@ class Dispatch:
         if not self._inflight[instance]:
             return []
         commands: list[Command] = []
+        for live in [live for live in self._live.values() if live.is_offered(instance)]:
+            commands += self._offers.withdraw(live, error.message)
         for live in [live for live in self._live.values() if live.instance == instance]:
             abort = SendAbort(instance, live.first.id, live.request.attempt, None, "the instance was lost")
             commands += [abort, *self._lose(live, error, is_death=is_death)]
@@ -187,6 +203,28 @@ class Dispatch:
             live.killers = [name for name in live.killers if name != instance]
         return self.retry_parked(now=True)
 
+    def migrate(self, instance: InstanceId) -> list[Command]:
+        """The instance wants to be empty: offer its requests to others; who has queued one goes on with it.
+
+        To be called again and again: a request that nobody takes stays, and is offered again the next time. It counts
+        neither as a loss nor as a death.
+        """
+        if not self._inflight[instance] or self.choose is no_failover:
+            return []
+        mine = [live for live in self._live.values() if live.instance == instance and live.is_accepted]
+        num_open = sum(live.offer is not None for live in mine)
+        due = [live for live in mine if live.offer is None and not live.ending]
+        due.sort(key=lambda live: live.num_offers)  # stable: who was refused before comes later
+        commands: list[Command] = []
+        for live in due[: max(0, MAX_OFFERS - num_open)]:
+            commands += self._offer(live)
+        return commands
+
+    def is_offered(self, request_id: RequestId) -> bool:
+        """Whether another instance was asked to go on with a request that runs."""
+        live = self._live.get(request_id)
+        return live is not None and live.offer is not None
+
     def abort(self, request_id: RequestId, choice: int | None, reason: str) -> list[Command]:
         """End a request or one choice; an engine that has it still sends the terminal outputs."""
         live = self._live.get(request_id)
@@ -197,7 +235,8 @@ class Dispatch:
             live.ending[each] = "stop" if reason == "stop" else "abort"
         if not live.instance:
             return self._end_asked(live)
-        return [SendAbort(live.instance, request_id, live.request.attempt, choice, reason)]
+        withdrawn = self._offers.withdraw(live, reason)
+        return [*withdrawn, SendAbort(live.instance, request_id, live.request.attempt, choice, reason)]
 
     def fail_all(self, error: XllmError) -> list[Command]:
         """End everything now, for a service that goes away."""
@@ -206,22 +245,19 @@ class Dispatch:
             if live.instance:
                 commands.append(SendAbort(live.instance, request_id, live.request.attempt, None, "shutdown"))
             commands.append(self._fail(live, error))
-        return commands
+        return commands + self._offers.take_strays()
 
     def tick(self) -> list[Command]:
         """End requests whose engine did not end them in time; try again for those that wait for an instance."""
         now_s = self._clock.now()
         commands: list[Command] = []
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            due_s, request_id = heapq.heappop(self._deadlines)
-            live = self._live.get(request_id)
-            if live is None or live.due_s != due_s:
-                continue
+        for live in self._deadlines.pop_due(now_s):
             if live.instance:
-                commands.append(SendAbort(live.instance, request_id, live.request.attempt, None, "deadline"))
+                abort = SendAbort(live.instance, live.first.id, live.request.attempt, None, "deadline")
+                commands.append(abort)
             error = DeadlineExceeded("the request's deadline passed and the engine did not end it")
             commands.append(self._fail(live, error, "deadline"))
-        return commands + self.retry_parked()
+        return commands + self._offers.take_strays() + self.retry_parked()
 
     def retry_parked(self, *, now: bool = False) -> list[Command]:
         """Place parked requests whose pause is over (``now``: all of them)."""
@@ -247,9 +283,12 @@ class Dispatch:
             assert live.open_choices, f"{request_id} is kept without an open choice"
             assert live.open_choices <= set(range(live.first.sampling.n)), request_id
             assert (request_id in self._parked) == (not live.instance), request_id
-        due = set(self._deadlines)
-        assert all((live.due_s, rid) in due for rid, live in self._live.items()), "no deadline"
+            if live.offer is not None:
+                assert live.instance not in ("", live.offer.route.prefill) and not live.ending, request_id
+                assert live.request.attempt < live.offer.attempt <= live.last_attempt, request_id
+        self._deadlines.check()
         held = Counter(live.instance for live in self._live.values() if live.instance)
+        held += Counter(live.offer.route.prefill for live in self._live.values() if live.offer is not None)
         assert held == +self._inflight, f"{held} is not {self._inflight}"
         assert self._parked.keys() <= self._live.keys()
 
@@ -259,7 +298,7 @@ class Dispatch:
         """The attempt is over without an end: go on elsewhere, within the limits."""
         lost = live.instance
         self._leave(live)
-        live.num_losses += 1
+        live.num_losses += live.offer is None
         self._trace.record(live.first.id, "lost", {"instance": lost, "error": error.message})
         commands = self._end_asked(live)
         if not live.open_choices:
@@ -275,6 +314,8 @@ class Dispatch:
             )
             return [*commands, self._fail(live, refusal)]
         live.refused_by.clear()
+        if live.offer is not None:
+            return commands + self._offers.take_over(live)
         return commands + self._place(live, error, frozenset((lost,)))
 
     def _place(self, live: LiveRequest, error: XllmError, avoid: frozenset[InstanceId]) -> list[Command]:
@@ -283,10 +324,7 @@ class Dispatch:
             return [self._fail(live, error)]
         if live.num_losses > self._limits.max_losses:
             return [self._fail(live, error)]
-        now_s = self._clock.now()
-        remaining_s = live.due_s - DEADLINE_SLACK_S - now_s
-        deadline_in_s = None if live.first.deadline_in_s is None else max(0.001, remaining_s)
-        request = live.next_request(live.first.route, now_s, deadline_in_s)
+        request = self._next_request(live)
         route = self.choose(request, avoid)
         if route is None and avoid and not live.refused_by:
             route = self.choose(request, frozenset())
@@ -294,6 +332,7 @@ class Dispatch:
             return self._park(live, error)
         self._parked.pop(live.first.id, None)
         live.request = structs.replace(request, route=route)
+        live.last_attempt = live.request.attempt
         live.instance = route.prefill
         self._inflight[live.instance] += 1
         self.num_failovers += 1
@@ -327,12 +366,23 @@ class Dispatch:
             self._trace.record(live.first.id, "parked", {"error": error.message})
         return []
 
+    def _next_request(self, live: LiveRequest) -> Request:
+        now_s = self._clock.now()
+        remaining_s = live.due_s - DEADLINE_SLACK_S - now_s
+        deadline_in_s = None if live.first.deadline_in_s is None else max(0.001, remaining_s)
+        return live.next_request(live.first.route, now_s, deadline_in_s)
+
     def _leave(self, live: LiveRequest) -> None:
         if live.instance:
-            self._inflight[live.instance] -= 1
-            if not self._inflight[live.instance]:
-                del self._inflight[live.instance]
+            count_out(self._inflight, live.instance)
             live.instance = ""
+
+    def _offer(self, live: LiveRequest) -> list[Command]:
+        """Ask another instance to go on with it; it runs where it is until that one has queued it."""
+        request = self._next_request(live)
+        live.num_offers += 1
+        route = self.choose(request, frozenset((live.instance,)))
+        return [] if route is None else [self._offers.make(live, structs.replace(request, route=route))]
 
     # -- ends --
 
@@ -363,15 +413,15 @@ class Dispatch:
 
     def _forget(self, live: LiveRequest) -> None:
         self._leave(live)
+        if live.offer is not None:
+            self._offers.strays += self._offers.withdraw(live, "it has ended")
         self._parked.pop(live.first.id, None)
         del self._live[live.first.id]
-
-    def _forget_stale_deadlines(self) -> None:
-        """Most requests end long before their deadline; their entries would pile up."""
-        live = self._live
-        self._deadlines = [(s, rid) for s, rid in self._deadlines if rid in live and live[rid].due_s == s]
-        heapq.heapify(self._deadlines)
 
     def _find(self, request_id: RequestId, attempt: int) -> LiveRequest | None:
         live = self._live.get(request_id)
         return live if live is not None and live.request.attempt == attempt and live.instance else None
+
+    def _find_offered(self, request_id: RequestId, attempt: int) -> LiveRequest | None:
+        live = self._live.get(request_id)
+        return live if live is not None and live.offer is not None and live.offer.attempt == attempt else None

@@ -3,7 +3,8 @@
 INVARIANTS
 - ``output_ids[c]`` are exactly the tokens delivered of choice c: an attempt that takes over continues after them.
 - ``instance`` is "" while no attempt runs (the request is parked).
-- The request sent with attempt k + 1 asks for the open choices only, under the seed and the numbers of the first.
+- The next attempt asks for the open choices only, under the seed and the numbers of the first, and has a number that
+  no attempt had before.
 """
 
 from __future__ import annotations
@@ -28,9 +29,12 @@ class LiveRequest:
         "instance",
         "is_accepted",
         "killers",
+        "last_attempt",
         "num_cached",
         "num_losses",
+        "num_offers",
         "num_waits",
+        "offer",
         "open_choices",
         "output_ids",
         "parked_s",
@@ -45,7 +49,12 @@ class LiveRequest:
         self.first = request
         """As the edge gave it."""
         self.request = request
-        """As it was sent last."""
+        """The attempt that is listened to, as it was sent."""
+        self.offer: Request | None = None
+        """The attempt after it, as another instance was asked to run it while this one goes on."""
+        self.num_offers = 0
+        self.last_attempt = request.attempt
+        """The highest number of an attempt that was sent."""
         self.instance: InstanceId = request.route.prefill
         self.output_ids: list[list[int]] = [[] for _ in range(num_choices)]
         self.num_cached: list[int | None] = [None] * num_choices
@@ -76,6 +85,13 @@ class LiveRequest:
         """Tokens its reader has, over all choices."""
         return sum(map(len, self.output_ids))
 
+    def is_offered(self, instance: InstanceId, attempt: int | None = None) -> bool:
+        """Whether this instance was asked to go on with it (with this attempt)."""
+        offer = self.offer
+        if offer is None or offer.route.prefill != instance:
+            return False
+        return attempt is None or offer.attempt == attempt
+
     def next_request(self, route: Route, now_s: float, deadline_in_s: float | None) -> Request:
         """The next attempt: what the first asked for, less what has been delivered."""
         resumed = any(self.output_ids)
@@ -86,7 +102,7 @@ class LiveRequest:
             slo = structs.replace(slo, ttft_ms=None)
         return structs.replace(
             self.first,
-            attempt=self.request.attempt + 1,
+            attempt=self.last_attempt + 1,
             route=route,
             resumed_output_ids=ids if resumed else (),
             ended_choices=ended,
