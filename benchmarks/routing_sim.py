@@ -172,12 +172,17 @@ class Simulation:
         self._holding.take(request, NoSink(), self._look())
 
     def _look(self) -> ClusterView:
-        for key, each in self.nodes.items():
-            each.instance.num_inflight = self._open[key]
-            each.instance.num_pending_tokens = self.feeds.pending_tokens[key]
-            each.instance.num_pending_prompt_tokens = self.feeds.pending_prompt_tokens[key]
+        self._count()
         instances = tuple(n.instance.view() for n in self.nodes.values())
         return ClusterView(instances=instances, prefixes=self.feeds.index)
+
+    def _count(self) -> None:
+        for key, each in self.nodes.items():
+            each.instance.on_counted(
+                num_inflight=self._open[key],
+                num_pending_tokens=self.feeds.pending_tokens[key],
+                num_pending_prompt_tokens=self.feeds.pending_prompt_tokens[key],
+            )
 
     def _refuse(self, name: str, error: XllmError) -> None:
         raise AssertionError(f"{name} was refused: {error.message}")
@@ -187,7 +192,7 @@ class Simulation:
         assert decision is not None
         name = decision.route.prefill
         node = self.nodes[name]
-        node.instance.num_routed += 1
+        node.instance.on_routed()
         self.routed[name] += 1
         self._open[name] += 1
         num_new = request.num_prompt_tokens - decision.chosen.parts.get("hit_tokens", 0.0)
@@ -210,8 +215,8 @@ class Simulation:
         self.send(request, num_output)
 
     def _beat(self) -> None:
+        self._count()
         for node in self.nodes.values():
-            node.instance.num_inflight = self._open[node.instance.info.id]
             node.report()
         self._holding.pump()
         self.feeds.tick()

@@ -10,6 +10,7 @@ log.py          logging set-up: one line per record, human or JSON
 model_files.py  where a model's files are: demo, directory, hub id
 resolve_here.py resolves a configuration on this machine, from the model's files
 openmp.py       what OpenMP reads when torch loads it: threads, short spins
+tally.py        counts that remember which of them have changed
 tenant_counters.py  the weighted service each tenant has had
 garbage.py      the cycle collector: off while a process starts, then only for what serving makes
 malloc.py       freed buffers of a step stay in the process

@@ -26,7 +26,7 @@ def reason_of(decision: Decision, state: InstanceState) -> str:
     parts = decision.chosen.parts
     if state != "ready":
         return state
-    if len(decision.scores) == 1:
+    if len(decision.table.totals) == 1:
         return "only"
     if "violation" in parts:
         return "late" if parts["violation"] else "in_budget"

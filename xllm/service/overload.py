@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from xllm.errors import CapacityError
 from xllm.service.cluster.view import InstanceView
-from xllm.service.policy.load import TOKENS_PER_S, outstanding_tokens
+from xllm.service.policy.load import TOKENS_PER_S
 from xllm.types.ids import RequestId
 from xllm.types.request import Request
 
@@ -91,5 +91,5 @@ class OverloadGate:
 
 def retry_after_s(instances: Sequence[InstanceView]) -> float:
     """When the least loaded instance will have done what it has: 1 s to two minutes."""
-    tokens = min((outstanding_tokens(item) for item in instances), default=0.0)
+    tokens = min((item.outstanding_tokens for item in instances), default=0.0)
     return min(LONGEST_RETRY_S, max(1.0, tokens / TOKENS_PER_S))

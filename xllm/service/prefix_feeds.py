@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from xllm.base.tally import Tally
 from xllm.service.kv_index import KvIndex
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import RequestOutput
@@ -43,8 +44,8 @@ class PrefixFeeds:
         self.actual_tokens: Counter[InstanceId] = Counter()
         self.pending_tokens: Counter[InstanceId] = Counter()
         """Per instance, prompt tokens to compute for requests without output."""
-        self.pending_prompt_tokens: Counter[InstanceId] = Counter()
-        """Per instance, all prompt tokens of those."""
+        self.pending_prompt_tokens = Tally()
+        """Per instance, all prompt tokens of those; both change together."""
         self.num_predicted_tokens = 0
         self.num_actual_tokens = 0
         self.num_wrong_tokens = 0
@@ -67,6 +68,10 @@ class PrefixFeeds:
         self._sent[request.id] = _Sent(instance, predicted, num_pending, num_prompt)
         self.pending_tokens[instance] += num_pending
         self.pending_prompt_tokens[instance] += num_prompt
+
+    def take_recounted(self) -> set[InstanceId]:
+        """Instances whose ``pending_*`` were set since the last call."""
+        return self.pending_prompt_tokens.take_changed()
 
     def on_outputs(self, outputs: Sequence[RequestOutput]) -> None:
         """The first output of a request: its prompt is computed, and what was cached is known."""

@@ -15,7 +15,6 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from msgspec import structs
 
@@ -250,8 +249,7 @@ class Service:
         """Load and health of an instance."""
         instance = self._cluster.get(instance_id)
         was_given_up = instance is not None and instance.state in GIVEN_UP
-        if instance is not None:
-            instance.num_inflight = self._dispatch.num_inflight(instance_id)
+        self._count(instance_id)
         self._cluster.on_heartbeat(instance_id, reply)
         if reply.health.hands_over:
             self._delivery.carry_out(self._dispatch.migrate(instance_id))
@@ -330,7 +328,7 @@ class Service:
         chosen = decision.chosen
         instance = self._cluster.get(chosen.instance)
         if instance is not None:
-            instance.num_routed += 1
+            instance.on_routed()
             self._groups[request.id] = instance.info.group
             self._counts.note_routed(decision, instance.state)
         self._trace.record(request.id, "scored", {"instance": chosen.instance, **chosen.parts})
@@ -365,13 +363,23 @@ class Service:
 
     def _view(self, group: Group | None = None) -> ClusterView:
         """A group (None: the served one) now, with what this service has there now."""
-        for instance in self._cluster:
-            name = instance.info.id
-            instance.num_inflight = self._dispatch.num_inflight(name)
-            instance.num_pending_tokens = self._prefixes.pending_tokens[name]
-            instance.num_pending_prompt_tokens = self._prefixes.pending_prompt_tokens[name]
-        seen = self._cluster.view(group)
-        return replace(seen, prefixes=self._prefixes.index, default_slo=self._default_slo)
+        for name in self._dispatch.take_recounted() | self._prefixes.take_recounted():
+            self._count(name)
+        return ClusterView(
+            instances=self._cluster.pictures(group),
+            prefixes=self._prefixes.index,
+            default_slo=self._default_slo,
+        )
+
+    def _count(self, name: InstanceId) -> None:
+        """Tell an instance what this service has there."""
+        instance = self._cluster.get(name)
+        if instance is not None:
+            instance.on_counted(
+                num_inflight=self._dispatch.num_inflight(name),
+                num_pending_tokens=self._prefixes.pending_tokens[name],
+                num_pending_prompt_tokens=self._prefixes.pending_prompt_tokens[name],
+            )
 
     def _refresh_model(self) -> None:
         """The served group, or who is in it, has changed; the last known model stays while nobody is there."""

@@ -10,7 +10,7 @@ from tests.fakes.known_speed import ONE_MS_PER_TOKEN, known_speed
 from xllm.perf.latency import (
     LARGEST_PREFILL_SHARE,
     TYPICAL_OUTPUT,
-    predict_latency,
+    build_predictor,
 )
 from xllm.perf.step_time import shape_of
 from xllm.perf.time_model import NullTimeModel
@@ -25,15 +25,15 @@ def work(**fields: Any) -> dict[str, Any]:
 
 
 def predict_ttft_s(costs: StepCosts, work: dict[str, Any], own: float, cached: float) -> float:
-    return predict_latency(costs, own, cached, **work)[0]
+    return build_predictor(costs, **work)(own, cached)[0]
 
 
 def predict_outstanding_s(costs: StepCosts, work: dict[str, Any], own: float, cached: float) -> float:
-    return predict_latency(costs, own, cached, **work)[2]
+    return build_predictor(costs, **work)(own, cached)[2]
 
 
 def predict_tpot_s(costs: StepCosts, work: dict[str, Any], num_tokens: float) -> float:
-    return predict_latency(costs, num_tokens, 0.0, **work)[1]
+    return build_predictor(costs, **work)(num_tokens, 0.0)[1]
 
 
 def test_published_costs_are_the_model() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from typing import Any
 
@@ -148,7 +149,8 @@ def test_what_others_sent_and_what_we_sent_since_count_as_outstanding() -> None:
     instance = connected(ManualClock())
     instance.on_heartbeat(LoadReply(load=LoadReport(num_running=5, num_waiting=2), health=beat().health))
     assert instance.view().num_outstanding == 7
-    instance.num_routed += 3
+    for _ in range(3):
+        instance.on_routed()
     assert instance.view().num_outstanding == 10
     instance.on_heartbeat(LoadReply(load=LoadReport(num_running=6), health=beat().health))
     assert instance.view().num_outstanding == 6
@@ -228,7 +230,7 @@ def test_round_robin_gives_equal_shares_to_ready_instances() -> None:
         counts[route.prefill] += 1
         chosen = cluster.get(route.prefill)
         assert chosen is not None
-        chosen.num_routed += 1
+        chosen.on_routed()
     assert counts == {"a": 10, "c": 10, "d": 10}
 
 
@@ -242,7 +244,7 @@ def test_round_robin_owes_nothing_to_who_joins_or_comes_back() -> None:
         for _ in range(num):
             chosen = cluster.get(router.route(REQUEST, cluster.view()).prefill)
             assert chosen is not None
-            chosen.num_routed += 1
+            chosen.on_routed()
             counts[chosen.info.id] += 1
         return counts
 
@@ -268,7 +270,7 @@ def test_a_silent_instance_gets_requests_only_when_there_is_nothing_better_and_n
     (silent,) = cluster
     for _ in range(MAX_BLIND_REQUESTS):
         assert Router(round_robin).route(REQUEST, cluster.view()).prefill == "a"
-        silent.num_routed += 1
+        silent.on_routed()
     with pytest.raises(CapacityError, match="a is suspect"):
         Router(round_robin).route(REQUEST, cluster.view())
     cluster.on_heartbeat("a", beat())
@@ -333,3 +335,39 @@ def test_the_registry_tells_everything_once_and_in_order() -> None:
     unwatch()
     registry.publish(InstanceRecord(info=info("b")))
     assert seen == [("added", "a", "i"), ("removed", "a", "i"), ("added", "a", "2"), ("removed", "a", "2")]
+
+
+def test_pictures_are_kept_while_nothing_happens_and_never_out_of_date() -> None:
+    rng, clock = random.Random(7), ManualClock()
+    cluster = Cluster(clock, stall_timeout_s=STALL_S, patience=PATIENCE)
+    num_kept = 0
+    for _ in range(4000):
+        name = f"e{rng.randrange(6)}"
+        group = {"revision": rng.choice("ab")}
+        event = rng.randrange(10)
+        one = cluster.get(name)
+        if one is None or event == 0:
+            cluster.add(info(name, **group))
+        elif event == 1:
+            cluster.on_connected(info(name, **group))
+        elif event in (2, 3, 4):
+            cluster.on_heartbeat(
+                name, beat(unfinished=rng.randrange(2), idle_s=rng.choice((0.0, STALL_S - 1)))
+            )
+        elif event == 5:
+            one.on_lost("gone")
+        elif event == 6:
+            one.on_lease(rng.random() < 0.5)
+        elif event == 7:
+            one.on_counted(num_inflight=rng.randrange(9), num_pending_tokens=5, num_pending_prompt_tokens=6)
+        elif event == 8:
+            one.on_routed()
+        elif rng.random() < 0.1:
+            cluster.remove(name)
+        before = cluster.pictures()
+        clock.advance(rng.choice((0.0, 0.0, 0.1, 1.0, PATIENCE.suspect_after_s)))
+        cluster.tick()
+        for served in (("m", "a"), ("m", "b")):
+            assert cluster.pictures(served) == tuple(each.view() for each in cluster.members(served))
+        num_kept += sum(a is b for a, b in zip(before, cluster.pictures(), strict=False))
+    assert num_kept > 1000

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from xllm.service.counts import reason_of
-from xllm.service.policy.score import Decision, Score
+from xllm.service.policy.score import Decision, Score, ScoreTable
 from xllm.service.prefix_feeds import PrefixFeeds
 from xllm.types.output import RequestOutput
 from xllm.types.request import Request, Route
@@ -29,8 +29,11 @@ from xllm.types.request import Request, Route
     ],
 )
 def test_a_decision_in_one_word(parts: dict[str, float], num: int, state: Any, reason: str) -> None:
-    scores = tuple(Score(f"e{i}", float(i), parts) for i in range(num))
-    assert reason_of(Decision(Route(prefill="e0", decode="e0"), scores), state) == reason
+    columns = {name: [value] * num for name, value in parts.items()}
+    table = ScoreTable([f"e{i}" for i in range(num)], [float(i) for i in range(num)], columns)
+    decision = Decision(Route(prefill="e0", decode="e0"), table.row(0), table)
+    assert reason_of(decision, state) == reason
+    assert decision.scores == tuple(Score(f"e{i}", float(i), parts) for i in range(num))
 
 
 def test_predictions_are_summed_over_instances_that_come_and_go() -> None:

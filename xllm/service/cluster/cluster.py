@@ -10,18 +10,20 @@ instances only, so that replicas agree without talking; at equal numbers the gro
 INVARIANTS
 - Inside a group everything that names a block is equal: block size, hash version, vocabulary. Who differs is refused,
   with the reason, and is in no view.
+- A picture of an instance that has not changed is the same object; ``view`` costs what changed since the last one.
 - The served model's name never changes, and a group with another vocabulary never takes over.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 
 from xllm.base.clock import Clock
 from xllm.errors import ConfigError
 from xllm.service.cluster.instance import Instance, Patience
-from xllm.service.cluster.view import ClusterView
+from xllm.service.cluster.view import ClusterView, InstanceView
 from xllm.types.ids import InstanceId
 from xllm.types.instance import InstanceInfo
 from xllm.types.wire import LoadReply
@@ -60,6 +62,12 @@ class Cluster:
         """Groups that may be served, with a number that grows from one to the next."""
         self._num_joined = 0
         self._ticked_s: float | None = None
+        self._changed: set[InstanceId] = set()
+        """Instances whose picture is out of date."""
+        self._pictures: dict[Group, dict[InstanceId, InstanceView]] | None = None
+        """Per group, ordered by id; None: who is where has changed."""
+        self._steady_until_s = math.inf
+        """When the first picture goes out of date by itself."""
         self.refused: dict[InstanceId, str] = {}
         """Published instances that cannot be used, and why."""
 
@@ -96,9 +104,12 @@ class Cluster:
             self._joined.setdefault(info.group, self._num_joined)
             if self._group is None:
                 self._group, self._vocab_size = info.group, info.vocab_size
-        return self._instances.setdefault(
-            info.id, Instance(info, self._clock, self._stall_timeout_s, self._patience)
-        )
+        known = self._instances.get(info.id)
+        if known is None:
+            known = Instance(info, self._clock, self._stall_timeout_s, self._patience, self._changed)
+            self._instances[info.id] = known
+            self._pictures = None
+        return known
 
     def check(self, info: InstanceInfo) -> None:
         """Raise ConfigError where an instance names blocks or tokens differently from the others of its group."""
@@ -109,6 +120,7 @@ class Cluster:
     def remove(self, instance_id: InstanceId) -> None:
         """Forget an instance."""
         gone = self._instances.pop(instance_id, None)
+        self._pictures = None
         self.refused.pop(instance_id, None)
         if gone is not None and gone.info.group != self._group and not self.members(gone.info.group):
             self._joined.pop(gone.info.group, None)
@@ -122,6 +134,8 @@ class Cluster:
         instance = self._instances.get(info.id)
         if instance is not None:
             was_ready = instance.state == "ready"
+            if info.group != instance.info.group:
+                self._pictures = None
             instance.on_connected(info)
             self._welcome(instance, was_ready)
 
@@ -144,9 +158,23 @@ class Cluster:
 
     def view(self, group: Group | None = None) -> ClusterView:
         """A group now; the served one when none is named."""
-        return ClusterView(
-            instances=tuple(instance.view() for instance in self.members(group or self._group))
-        )
+        return ClusterView(instances=self.pictures(group))
+
+    def pictures(self, group: Group | None = None) -> tuple[InstanceView, ...]:
+        """The instances of a group now, ordered by id; of the served one when none is named."""
+        now_s = self._clock.now()
+        if self._pictures is None or now_s >= self._steady_until_s:
+            self._pictures = {}
+            self._steady_until_s = math.inf
+            self._changed.update(self._instances)
+        for name in sorted(self._changed):
+            instance = self._instances.get(name)
+            if instance is not None:
+                self._pictures.setdefault(instance.info.group, {})[name] = instance.view()
+                self._steady_until_s = min(self._steady_until_s, instance.steady_until_s)
+        self._changed.clear()
+        wanted = group or self._group
+        return () if wanted is None else tuple(self._pictures.get(wanted, {}).values())
 
     # -- private --
 

@@ -14,6 +14,7 @@ process keeps it open), the progress counter (it stands still while the machine 
 INVARIANTS
 - Liveness is progress: an engine whose port answers but whose step and layer counters stand still is not healthy.
 - A lease that ended proves nothing while heartbeats come; a lease that lives proves nothing while none come.
+- Its picture changes only by events, which it adds to ``changed``, and by time, at ``steady_until_s``.
 - Only durations come from the engine; they are aged with this process's clock, and time in which this process itself
   stood still is not held against an engine (``forgive``).
 """
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 
 from xllm.base.clock import Clock
 from xllm.service.cluster.view import InstanceView
+from xllm.types.ids import InstanceId
 from xllm.types.instance import HealthReport, InstanceInfo, InstanceState, LoadReport
 from xllm.types.wire import LoadReply
 
@@ -47,8 +49,17 @@ class Instance:
     """One engine instance."""
 
     def __init__(
-        self, info: InstanceInfo, clock: Clock, stall_timeout_s: float, patience: Patience | None = None
+        self,
+        info: InstanceInfo,
+        clock: Clock,
+        stall_timeout_s: float,
+        patience: Patience | None = None,
+        changed: set[InstanceId] | None = None,
     ) -> None:
+        """``changed``: gets the instance's id with every event."""
+        self._id = info.id
+        self._changed = set() if changed is None else changed
+        self._changed.add(info.id)
         self.info = info
         self.load = LoadReport()
         self.num_inflight = 0
@@ -70,6 +81,7 @@ class Instance:
 
     def on_connected(self, info: InstanceInfo) -> None:
         """A connection is up; ``info`` may be of a new incarnation."""
+        self._changed.add(self._id)
         if info.incarnation != self.info.incarnation:
             self.load, self._health = LoadReport(), None
             self._num_foreign = 0
@@ -81,6 +93,7 @@ class Instance:
 
     def on_heartbeat(self, reply: LoadReply) -> None:
         """The engine told its load and health."""
+        self._changed.add(self._id)
         self._watch_prefill(reply.load)
         self.load, self._health = reply.load, reply.health
         self._heard_s = self._clock.now()
@@ -89,6 +102,7 @@ class Instance:
 
     def on_lost(self, reason: str) -> bool:
         """The connection is gone, or could not be made; False: for the same reason as last time."""
+        self._changed.add(self._id)
         is_news = reason != self._lost
         if self._lost is None:
             self._lost_s = self._clock.now()
@@ -96,8 +110,23 @@ class Instance:
         self._is_joining = False
         return is_news
 
+    def on_routed(self) -> None:
+        """This service sends a request there."""
+        self._changed.add(self._id)
+        self.num_routed += 1
+
+    def on_counted(
+        self, *, num_inflight: int, num_pending_tokens: int, num_pending_prompt_tokens: int
+    ) -> None:
+        """What this service has there now; see InstanceView."""
+        self._changed.add(self._id)
+        self.num_inflight = num_inflight
+        self.num_pending_tokens = num_pending_tokens
+        self.num_pending_prompt_tokens = num_pending_prompt_tokens
+
     def catch_up(self, num_routed: int) -> None:
         """Count as many requests as the others have had: who was away is not owed those it missed."""
+        self._changed.add(self._id)
         missed = num_routed - self.num_routed
         if missed > 0:
             self.num_routed += missed
@@ -105,10 +134,12 @@ class Instance:
 
     def on_lease(self, is_held: bool) -> None:
         """Its lease in the registry ended, or is back."""
+        self._changed.add(self._id)
         self._has_lease = is_held
 
     def forgive(self, excess_s: float) -> None:
         """This process stood still for ``excess_s``: what the engine sent meanwhile has not been read yet."""
+        self._changed.add(self._id)
         self._heard_s = min(self._heard_s + excess_s, self._clock.now())
 
     @property
@@ -154,6 +185,17 @@ class Instance:
             idle_s=self._stalled_s(last),
             message=message or last.message,
         )
+
+    @property
+    def steady_until_s(self) -> float:
+        """Until when the state holds if nothing happens."""
+        if self._lost is not None:
+            return math.inf
+        now_s, patience, last = self._clock.now(), self._patience, self._health
+        turns = [self._heard_s + patience.suspect_after_s, self._heard_s + patience.lost_after_s]
+        if last is not None and last.num_unfinished:
+            turns.append(self._heard_s + self._stall_timeout_s - last.idle_s)
+        return min((turn_s for turn_s in turns if turn_s >= now_s), default=math.inf)
 
     def view(self) -> InstanceView:
         """An immutable picture."""

@@ -1,20 +1,29 @@
-"""ClusterView: the instances as a policy sees them. Frozen, so a decision can be explained and replayed."""
+"""ClusterView: the instances as a policy sees them. Frozen, so a decision can be explained and replayed.
+
+What policies derive from one instance alone is a cached property of its picture: a picture lives until its instance
+changes, so a decision over a thousand instances works such things out only for the few that changed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
+from xllm.perf.latency import Predictor, build_predictor
 from xllm.types.ids import BlockHash, InstanceId
 from xllm.types.instance import InstanceInfo, InstanceState, LoadReport
 from xllm.types.request import SloBudgets
 
 MAX_BLIND_REQUESTS = 32
 """Requests that one service sends to an instance it does not hear from, when there is no other."""
+RUNNING_TOKENS = 4.0
+"""A sequence that is there costs a newcomer about as much time as this many prompt tokens: its share of the steps."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class InstanceView:
     """One instance at one moment."""
 
@@ -37,20 +46,50 @@ class InstanceView:
     prefill_share: float = 0.0
     """Share of its time that prompts took lately, by its own step costs."""
 
-    @property
+    @cached_property
     def id(self) -> InstanceId:
         """Its name."""
         return self.info.id
 
-    @property
+    @cached_property
     def num_outstanding(self) -> int:
         """Requests it has, those of other replicas too: what it reported, and what we sent since."""
         return self.load.num_running + self.load.num_waiting + self.num_unreported
 
-    def has_room(self, max_waiting: int) -> bool:
-        """Whether it has fewer requests than it can run and ``max_waiting`` more; where that is unknown, yes."""
+    @cached_property
+    def queued_tokens(self) -> float:
+        """Prompt tokens to compute for requests that have no output yet."""
+        foreign = self.load.num_waiting_tokens - self.num_pending_prompt_tokens
+        return self.num_pending_tokens + max(foreign, 0)
+
+    @cached_property
+    def outstanding_tokens(self) -> float:
+        """Prompt tokens, or as much work, that stand before a new request."""
+        num_running = max(self.load.num_running + self.load.num_waiting, self.num_inflight)
+        return self.queued_tokens + RUNNING_TOKENS * num_running
+
+    @cached_property
+    def predictor(self) -> Predictor | None:
+        """What a request would experience there; None: the instance publishes no step costs."""
+        load = self.load
+        if load.step_costs is None:
+            return None
+        return build_predictor(
+            load.step_costs,
+            running=load.num_running,
+            waiting=load.num_waiting + self.num_unreported,
+            running_tokens=load.num_running_tokens,
+            ahead_tokens=self.queued_tokens,
+            rows=self.info.max_num_seqs,
+            budget=self.info.max_num_batched_tokens,
+            prefill_share=self.prefill_share,
+        )
+
+    @cached_property
+    def free_seqs(self) -> float:
+        """Requests it can run beyond those it has (negative: that wait there); infinite where that is unknown."""
         max_seqs = self.info.max_num_seqs
-        return not max_seqs or self.num_inflight + self.num_foreign < max_seqs + max_waiting
+        return max_seqs - self.num_inflight - self.num_foreign if max_seqs else math.inf
 
     @property
     def is_routable(self) -> bool:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from msgspec import structs
 
 from xllm.base.clock import Clock
+from xllm.base.tally import Tally
 from xllm.base.trace import DecisionTrace
 from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest, XllmError
 from xllm.service.dispatch.commands import Accepted, Command, Deliver, Refuse, Send, SendAbort
@@ -66,7 +67,7 @@ class Dispatch:
         self._limits = limits or RetryLimits()
         self._live: dict[RequestId, LiveRequest] = {}
         self._parked: dict[RequestId, LiveRequest] = {}
-        self._inflight: Counter[InstanceId] = Counter()
+        self._inflight = Tally()
         self._deadlines = Deadlines(self._live)
         self._offers = Offers(self._inflight, trace)
         self.num_failovers = 0
@@ -86,6 +87,10 @@ class Dispatch:
     def num_inflight(self, instance: InstanceId) -> int:
         """Requests an instance has, or was offered."""
         return self._inflight[instance]
+
+    def take_recounted(self) -> set[InstanceId]:
+        """Instances for which that number was set since the last call."""
+        return self._inflight.take_changed()
 
     @property
     def num_migrated(self) -> int:

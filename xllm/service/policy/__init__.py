@@ -1,7 +1,7 @@
 """Routing policies: pure functions (Request, ClusterView) -> a score per instance that can take it; the least wins.
 
-score.py             Score, Decision, Policy
-load.py              predicted outstanding work, the load guard
+score.py             Score, ScoreTable, Decision, Policy
+load.py              predicted outstanding work, the load guard, cached tokens
 round_robin.py       the instance that was sent the fewest requests so far
 least_loaded.py      the least predicted outstanding time
 cache_aware.py       the least predicted time to the first token, cached prefixes counted

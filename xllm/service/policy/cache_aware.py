@@ -8,9 +8,11 @@ guard: an instance far above the mean gets no credit for its cache.
 
 from __future__ import annotations
 
+from operator import add
+
 from xllm.service.cluster.view import ClusterView
-from xllm.service.policy.load import TOKENS_PER_S, guard_limit, outstanding_tokens
-from xllm.service.policy.score import Policy, Score
+from xllm.service.policy.load import TOKENS_PER_S, guard_limit, hit_column
+from xllm.service.policy.score import Policy, ScoreTable
 from xllm.types.request import Request
 
 MISS_FACTOR = 4.0
@@ -18,27 +20,22 @@ MISS_FACTOR = 4.0
 prefix is popular. Found by simulation (docs/decisions/0028); without hits it changes nothing."""
 
 
-def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
+def _score(request: Request, view: ClusterView) -> ScoreTable:
     items = view.routable()
+    instances = [item.id for item in items]
     cached = view.prefixes.match(request.block_hashes) if request.block_hashes else {}
-    limit = guard_limit(items) if cached else 0.0
-    size, num_tokens = request.block_hash_size, request.num_prompt_tokens
-    scores = []
-    for item in items:
-        name = item.info.id
-        blocks = cached.get(name, 0.0)
-        is_guarded = blocks > 0 and item.num_outstanding > limit
-        hit_tokens = 0.0 if is_guarded else min(blocks * size, num_tokens - 1.0)
-        wait_s = outstanding_tokens(item) / TOKENS_PER_S
-        prefill_s = MISS_FACTOR * (num_tokens - hit_tokens) / TOKENS_PER_S
-        parts = {
-            "wait_s": wait_s,
-            "prefill_s": prefill_s,
-            "hit_tokens": hit_tokens,
-            "is_guarded": float(is_guarded),
-        }
-        scores.append(Score(name, wait_s + prefill_s, parts))
-    return tuple(scores)
+    hit_tokens = hit_column(request, instances, cached)
+    is_guarded = [0.0] * len(items)
+    if cached:
+        limit = guard_limit(items)
+        for index, item in enumerate(items):
+            if hit_tokens[index] and item.num_outstanding > limit:
+                hit_tokens[index], is_guarded[index] = 0.0, 1.0
+    num_tokens, token_s = request.num_prompt_tokens, MISS_FACTOR / TOKENS_PER_S
+    wait_s = [item.outstanding_tokens / TOKENS_PER_S for item in items]
+    prefill_s = [(num_tokens - hit) * token_s for hit in hit_tokens]
+    parts = {"wait_s": wait_s, "prefill_s": prefill_s, "hit_tokens": hit_tokens, "is_guarded": is_guarded}
+    return ScoreTable(instances, list(map(add, wait_s, prefill_s)), parts)
 
 
 cache_aware = Policy("cache_aware", _score, wants_prefixes=True)

@@ -12,26 +12,29 @@ import hashlib
 from xllm.service.cluster.view import ClusterView
 from xllm.service.policy.least_loaded import least_loaded
 from xllm.service.policy.load import guard_limit
-from xllm.service.policy.score import Policy, Score
+from xllm.service.policy.score import Policy, ScoreTable
+from xllm.types.ids import InstanceId
 from xllm.types.request import Request
 
 
-def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
+def _score(request: Request, view: ClusterView) -> ScoreTable:
     key = request.session.id if request.session is not None else request.tenant
     if not key:
         return least_loaded.score(request, view)
     items = view.routable()
-    limit = guard_limit(items)
+    instances = [item.id for item in items]
     session = hashlib.blake2b(key.encode("utf-8", "surrogatepass") + b"\0", digest_size=8)
-    scores = []
-    for item in items:
-        pair = session.copy()
-        pair.update(item.id.encode())
-        draw = int.from_bytes(pair.digest(), "little") / 2**64
-        is_guarded = item.num_outstanding > limit
-        parts = {"draw": draw, "is_guarded": float(is_guarded)}
-        scores.append(Score(item.id, 1.0 - draw + is_guarded, parts))
-    return tuple(scores)
+    draw = [_draw(session.copy(), name) for name in instances]
+    limit = guard_limit(items)
+    is_guarded = [float(item.num_outstanding > limit) for item in items]
+    totals = [1.0 - drawn + guarded for drawn, guarded in zip(draw, is_guarded, strict=True)]
+    return ScoreTable(instances, totals, {"draw": draw, "is_guarded": is_guarded})
+
+
+def _draw(session: hashlib.blake2b, instance: InstanceId) -> float:
+    """The number, 0 to 1, that an instance draws for the session hashed so far."""
+    session.update(instance.encode())
+    return int.from_bytes(session.digest(), "little") / 2**64
 
 
 session_affinity = Policy("session_affinity", _score)

@@ -14,41 +14,47 @@ from __future__ import annotations
 
 import math
 
-from xllm.perf.latency import Latency, predict_latency
+from xllm.perf.latency import Latency, Predictor
 from xllm.service.cluster.view import ClusterView, InstanceView
-from xllm.service.policy.load import TOKENS_PER_S, outstanding_tokens, queued_tokens
-from xllm.service.policy.score import Policy, Score
+from xllm.service.policy.load import TOKENS_PER_S, hit_column
+from xllm.service.policy.score import Policy, ScoreTable
 from xllm.types.request import Request
 
 LATE = 1e6
 """Added to the score of an instance that keeps a budget not: it comes after every one that does."""
 
 
-def _score(request: Request, view: ClusterView) -> tuple[Score, ...]:
+def _score(request: Request, view: ClusterView) -> ScoreTable:
+    items = view.routable()
+    instances = [item.id for item in items]
     cached = view.prefixes.match(request.block_hashes) if request.block_hashes else {}
+    hit_tokens = hit_column(request, instances, cached)
+    num_tokens, age_s = float(request.num_prompt_tokens), request.age_s
     own, default = request.slo, view.default_slo
-    ttft_s = _seconds(default.ttft_ms if own.ttft_ms is None else own.ttft_ms)
-    tpot_s = _seconds(default.tpot_ms if own.tpot_ms is None else own.tpot_ms)
-    size, num_tokens, age_s = request.block_hash_size, float(request.num_prompt_tokens), request.age_s
-    scores = []
-    for item in view.routable():
-        name = item.info.id
-        hit_tokens = min(cached[name] * size, num_tokens - 1.0) if name in cached else 0.0
-        first_s, each_s, outstanding_s = _predict(item, num_tokens - hit_tokens, hit_tokens)
-        violation = 0.0
-        if first_s + age_s > ttft_s:
-            violation = (first_s + age_s) / ttft_s - 1.0
-        if each_s > tpot_s:
-            violation += each_s / tpot_s - 1.0
-        parts = {
-            "ttft_s": first_s,
-            "tpot_s": each_s,
-            "outstanding_s": outstanding_s,
-            "hit_tokens": hit_tokens,
-            "violation": violation,
-        }
-        scores.append(Score(name, LATE + violation if violation else outstanding_s, parts))
-    return tuple(scores)
+    ttft_slo_s = _seconds(default.ttft_ms if own.ttft_ms is None else own.ttft_ms)
+    tpot_slo_s = _seconds(default.tpot_ms if own.tpot_ms is None else own.tpot_ms)
+
+    ttft_s, tpot_s, outstanding_s, violation, totals = [], [], [], [], []
+    for item, hit in zip(items, hit_tokens, strict=True):
+        first_s, each_s, work_s = (item.predictor or _by_rate(item))(num_tokens - hit, hit)
+        late = 0.0
+        if first_s + age_s > ttft_slo_s:
+            late = (first_s + age_s) / ttft_slo_s - 1.0
+        if each_s > tpot_slo_s:
+            late += each_s / tpot_slo_s - 1.0
+        ttft_s.append(first_s)
+        tpot_s.append(each_s)
+        outstanding_s.append(work_s)
+        violation.append(late)
+        totals.append(LATE + late if late else work_s)
+    parts = {
+        "ttft_s": ttft_s,
+        "tpot_s": tpot_s,
+        "outstanding_s": outstanding_s,
+        "hit_tokens": hit_tokens,
+        "violation": violation,
+    }
+    return ScoreTable(instances, totals, parts)
 
 
 def _seconds(budget_ms: float | None) -> float:
@@ -56,24 +62,14 @@ def _seconds(budget_ms: float | None) -> float:
     return math.inf if budget_ms is None else budget_ms * 1e-3
 
 
-def _predict(item: InstanceView, own_tokens: float, hit_tokens: float) -> Latency:
-    """What the request would experience there; where costs are not published, by one rate for all."""
-    load, info = item.load, item.info
-    if load.step_costs is None:
-        wait_s = (outstanding_tokens(item) + own_tokens) / TOKENS_PER_S
+def _by_rate(item: InstanceView) -> Predictor:
+    """Where costs are not published: one rate for all instances."""
+
+    def predict(own_tokens: float, cached_tokens: float) -> Latency:
+        wait_s = (item.outstanding_tokens + own_tokens) / TOKENS_PER_S
         return wait_s, 0.0, wait_s
-    return predict_latency(  # by position: this runs once per instance and decision
-        load.step_costs,
-        own_tokens,
-        hit_tokens,
-        load.num_running,
-        load.num_waiting + item.num_unreported,
-        load.num_running_tokens,
-        queued_tokens(item),
-        info.max_num_seqs,
-        info.max_num_batched_tokens,
-        item.prefill_share,
-    )
+
+    return predict
 
 
 slo_aware = Policy("slo_aware", _score, wants_prefixes=True)
