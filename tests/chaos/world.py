@@ -185,6 +185,7 @@ class World:
             "engine", self.options.model, *self.executor_flags(), *await self._registry_flags(name),
             "--instance-id", name, "--endpoint", f"127.0.0.1:{port}", "--advertise", link.address,
             "--rpc-token", TOKEN, "--num-gpu-blocks-override", "4096",
+            "--set", "server.migrate_after_s=0.5",
             *self._ring(),
         )  # fmt: skip
         self.engines[name] = Process(name, args, self.directory)

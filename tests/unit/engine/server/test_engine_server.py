@@ -14,6 +14,7 @@ from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.server.engine_server import EXIT_FAILED, EXIT_OK, ServerOptions
 from xllm.errors import CapacityError, InstanceLost, InvalidRequest, Unsupported
 from xllm.types.batch import Batch
+from xllm.types.wire import MIGRATED
 
 
 class DeviceGone(PlainFaults):
@@ -270,6 +271,31 @@ def test_drain_refuses_new_requests_finishes_the_old_and_aborts_what_is_late() -
             assert terminal.error is not None
             assert terminal.error.retryable
             assert await engine.running == EXIT_OK
+
+    run(scene)
+
+
+def test_a_draining_engine_says_when_it_hands_over_and_counts_what_was_taken_away() -> None:
+    async def scene() -> None:
+        runner = FakeStepRunner()
+        runner.gate.clear()
+        async with served_engine(runner=runner) as engine:
+            client, inbox = await engine.connect("edge")
+            for name in ("goes on elsewhere", "left by its client"):
+                await client.submit(make_request(name, 300))
+            for seconds in (-1.0, float("nan"), 1e9):
+                with pytest.raises(InvalidRequest, match="migrate_after_s"):
+                    await client.drain(30.0, seconds)
+            assert (await client.health()).state == "ready"
+            for after_s, hands_over in ((60.0, False), (None, False), (0.0, True)):
+                await client.drain(30.0, after_s)
+                assert (await client.health()).hands_over == hands_over
+            await client.abort("goes on elsewhere", reason=MIGRATED)
+            await client.abort("left by its client")
+            assert (await client.health()).num_migrated == 1
+            runner.gate.set()
+            await until(lambda: len(inbox.terminal()) == 2)
+            await client.close()
 
     run(scene)
 
