@@ -132,8 +132,7 @@ class Holding:
         """The instances that may get a new request; all of the routable ones where nothing is held."""
         if not self._max_waiting:
             return view
-        least = -self._max_waiting
-        found = tuple([item for item in view.routable() if item.free_seqs > least])
+        found = tuple([item for item in view.routable() if item.has_room(self._max_waiting)])
         return replace(view, instances=found)
 
     def _leave(self, request_id: RequestId) -> OutputSink:

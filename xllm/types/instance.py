@@ -116,6 +116,8 @@ class LoadReport(Struct, frozen=True, kw_only=True):
     """Ordered for sequences that turned out to be over: the price of planning ahead."""
     num_early_rejections: int = 0
     """Requests refused because their predicted first token was later than their budget."""
+    num_services: int = 0
+    """Services that have requests here."""
 
 
 class HealthReport(Struct, frozen=True, kw_only=True):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from tests.fakes.served_engine import make_request, served_engine, until
-from tests.unit.service.test_service import Sink, run, serving
+from tests.unit.service.test_service import Parts, Sink, run, serving
 from xllm.engine.server.engine_server import ServerOptions
+from xllm.service.hold_queue import HoldLimits
 
 
 def test_the_same_id_in_two_replicas_is_two_requests() -> None:
@@ -55,5 +56,73 @@ def test_each_replica_sees_what_the_other_sent() -> None:
             await until(lambda: two.cluster.view().instances[0].num_outstanding == 5)
             engine.runner.gate.set()
             await until(lambda: two.cluster.view().instances[0].num_outstanding == 0)
+
+    run(scene)
+
+
+HOLD = HoldLimits(max_waiting_per_instance=4, max_online=1000)
+
+
+class Crowd:
+    """Requests submitted at once through one replica; ``num_done`` have had their end."""
+
+    def __init__(self, parts: Parts, tenant: str, count: int, suffix: str = "") -> None:
+        self.sinks = [Sink() for _ in range(count)]
+        self._tasks = [
+            asyncio.ensure_future(
+                parts.service.submit(make_request(f"{tenant}{suffix}-{n}", 12, tenant=tenant), sink)
+            )
+            for n, sink in enumerate(self.sinks)
+        ]
+
+    @property
+    def num_done(self) -> int:
+        return sum(bool(sink.reasons) for sink in self.sinks)
+
+    async def done(self) -> None:
+        await until(lambda: self.num_done == len(self.sinks))
+        await asyncio.gather(*self._tasks)
+        assert all(sink.reasons == ["length"] for sink in self.sinks)
+
+
+def test_a_tenant_at_another_replica_than_the_one_that_floods_gets_its_part() -> None:
+    async def scene() -> None:
+        options = ServerOptions(heartbeat_s=0.02)
+        async with (
+            served_engine(options=options, max_num_seqs=4) as engine,
+            serving(engine, hold=HOLD) as one,
+            serving(engine, hold=HOLD) as two,
+        ):
+            flood = Crowd(one, "flood", 300)
+            await until(lambda: flood.num_done > 10)
+            before = flood.num_done
+            calm = Crowd(two, "calm", 40)
+            await calm.done()
+            # Half of the engine each, so about as many of the other's ended meanwhile; alone it would have been all.
+            assert flood.num_done - before < 120, flood.num_done - before
+            assert flood.num_done < 300
+            await flood.done()
+
+    run(scene)
+
+
+def test_tenants_whose_requests_come_through_both_replicas_get_the_same() -> None:
+    async def scene() -> None:
+        options = ServerOptions(heartbeat_s=0.02)
+        async with (
+            served_engine(options=options, max_num_seqs=4) as engine,
+            serving(engine, hold=HOLD) as one,
+            serving(engine, hold=HOLD) as two,
+        ):
+            floods = [Crowd(parts, "flood", 150, str(n)) for n, parts in enumerate((one, two))]
+            await until(lambda: all(crowd.num_done > 5 for crowd in floods))
+            before = sum(crowd.num_done for crowd in floods)
+            calm = [Crowd(parts, "calm", 30, str(n)) for n, parts in enumerate((one, two))]
+            for crowd in calm:
+                await crowd.done()
+            meanwhile = sum(crowd.num_done for crowd in floods) - before
+            assert meanwhile < 120, meanwhile
+            for crowd in floods:
+                await crowd.done()
 
     run(scene)

@@ -205,7 +205,8 @@ class EngineServer:
 
     def load(self) -> LoadReply:
         """Load and health now."""
-        return LoadReply(load=self._core.load(), health=self.health())
+        load = structs.replace(self._core.load(), num_services=self._sessions.num_busy_peers)
+        return LoadReply(load=load, health=self.health())
 
     def health(self) -> HealthReport:
         """Progress now."""

@@ -84,6 +84,11 @@ class Sessions:
         """Requests with an open choice."""
         return len(self._owned)
 
+    @property
+    def num_busy_peers(self) -> int:
+        """Peers that have requests here; those that are away and may come back, too."""
+        return len({id(owned.session) for owned in self._owned.values()})
+
     def connected(self, connection: EngineConnection) -> None:
         """A peer came, or came back."""
         peer = connection.peer

@@ -91,6 +91,17 @@ class InstanceView:
         max_seqs = self.info.max_num_seqs
         return max_seqs - self.num_inflight - self.num_foreign if max_seqs else math.inf
 
+    def has_room(self, max_waiting: int) -> bool:
+        """Whether it has less than it should have: the sequences it can run, and ``max_waiting`` more.
+
+        Each of the services that have requests there may have its part of them, whatever the others have: who fills
+        every place as it gets free would keep the others away.
+        """
+        if self.free_seqs > -max_waiting:
+            return True
+        num_services = max(1, self.load.num_services + (not self.num_inflight))
+        return self.num_inflight * num_services < self.info.max_num_seqs + max_waiting
+
     @property
     def is_routable(self) -> bool:
         """Whether new requests may go there when nothing better is there; see :meth:`ClusterView.routable`."""
