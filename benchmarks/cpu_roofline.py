@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from benchmarks.cpu_kernels import BF16, BLOCK, CPU, build, spec_of
 from benchmarks.cpu_peers.machine import Probe
@@ -35,7 +36,7 @@ from benchmarks.environment import describe
 from xllm.base.malloc import keep_step_buffers
 from xllm.engine.attention import NativePlanner
 from xllm.engine.kernels.linear.native import linear
-from xllm.engine.memory import KVPool, LayerKV
+from xllm.engine.memory import KVPool
 from xllm.engine.models import ModelInput, NullHooks
 from xllm.engine.models.native_layers import NativeLayers
 from xllm.engine.platform.native import native_library
@@ -74,7 +75,9 @@ class Model:
     def runs(self, case: Case) -> dict[str, Callable[[], Any]]:
         spec, rows = self.spec, case.batch * case.new
         blocks = -(-case.length // BLOCK)
-        pool = KVPool(spec.kv_layout(block_size=BLOCK, dtype="bfloat16"), case.batch * blocks, CPU)
+        layout = spec.kv_layout(block_size=BLOCK, dtype="bfloat16")
+        layout = replace(layout, order=self.attention.fastest_order(layout))
+        pool = KVPool(layout, case.batch * blocks, CPU)
         for index in range(spec.num_layers):
             pool.layer(index).k.fill_(0.01)
             pool.layer(index).v.fill_(0.01)
@@ -101,9 +104,7 @@ class Model:
         def attend() -> None:
             for index in range(spec.num_layers):
                 memory = pool.layer(index)
-                self.attention.forward(
-                    q, k, v, LayerKV(memory.k, memory.v), metadata, scale=spec.head_dim**-0.5, window=None
-                )
+                self.attention.forward(q, k, v, memory, metadata, scale=spec.head_dim**-0.5, window=None)
 
         runs: dict[str, Callable[[], Any]] = {"whole": whole, "attention": attend}
         for name in ("qkv", "out", "gate_up", "down"):

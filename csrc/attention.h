@@ -12,18 +12,23 @@ template <typename T> struct Attention {
     const AttentionPlan &plan;
     float *const slots;
     const long group, wide, dim;
+    const TileArgs tiles;
     Attention(const AttentionArgs &args, AttentionPlan &from)
         : a(args), plan(from), slots(from.slots.data()), group(args.heads / args.kv_heads),
-          wide((args.head_dim + BLOCK - 1) / BLOCK * BLOCK), dim(args.head_dim + (sizeof(T) == 2 ? args.head_dim % 2 : 0)) {}
+          wide((args.head_dim + BLOCK - 1) / BLOCK * BLOCK), dim(args.head_dim + (sizeof(T) == 2 ? args.head_dim % 2 : 0)),
+          tiles{args.head_dim, dim, wide, args.window, args.head_stride, args.token_stride, args.scale, args.is_paired != 0} {}
 
     long row_capacity() const { return group > UNIT_ROWS ? group : UNIT_ROWS; }
     const Owner &owner(const Job &j, long i = 0) const { return plan.owners[plan.members[j.owners + i]]; }
     long start_of(const Owner &o) const { return a.seq_lens[o.seq] - (a.query_start[o.seq + 1] - a.query_start[o.seq]); }
-    float *slot_of(const Owner &o, long part) const { return slots + o.slot + (part - o.part_begin) * o.count * group * (wide + 2); }
+    float *slot_of(const Owner &o, long part, long head) const {
+        return slots + o.slot + ((part - o.part_begin) * a.kv_heads + head) * o.count * group * (wide + 2);
+    }
+    bool are_few(long rows) const { return rows <= FEW_ROWS && a.head_dim % 32 == 0 && a.block_size % RUN == 0; }
 
-    void find_tile(Scratch<T> &s, const Owner &o, long key0, long end, Tile<T> &tile) const {
+    void find_tile(Scratch<T> &s, const Owner &o, long head, long key0, long end, Tile<T> &tile) const {
         const int32_t *table = a.tables + o.seq * a.table_stride;
-        const T *k = (const T *)a.k + o.head * a.head_stride, *v = (const T *)a.v + o.head * a.head_stride;
+        const T *k = (const T *)a.k + head * a.head_stride, *v = (const T *)a.v + head * a.head_stride;
         const long seen = std::max(std::min((long)TILE, end - key0), 0L);
         long block = seen ? key0 / a.block_size : 0, offset = seen ? key0 % a.block_size : 0, i = 0;
         while (i < seen) { // block by block
@@ -40,22 +45,34 @@ template <typename T> struct Attention {
         return std::max(low / TILE * TILE, part * PART);
     }
 
-    // All rows attend keys [begin, end), which lie in one part. after: what this thread does next.
-    void attend(Scratch<T> &s, const Owner &o, long begin, long end, long rows, const Job *after) const {
+    // All rows of the job's heads attend keys [begin, end), which lie in one part. after: what this thread does next.
+    void attend(Scratch<T> &s, const Job &j, long begin, long end, long rows, const Job *after) const {
+        const Owner &o = owner(j);
         long first = 0; // rows of an owner are ordered by query: the first may see nothing of the last tiles
-        find_tile(s, o, begin, end, s.next);
+        find_tile(s, o, j.head, begin, end, s.next);
         for (long key0 = begin; key0 < end; key0 += TILE) {
             s.now = s.next;
-            if (key0 + TILE < end || !after) find_tile(s, o, key0 + TILE, end, s.next);
-            else find_tile(s, owner(*after), next_key(*after), after->end, s.next);
+            if (key0 + TILE < end || !after) find_tile(s, o, j.head, key0 + TILE, end, s.next);
+            else find_tile(s, owner(*after), after->head, next_key(*after), after->end, s.next);
             while (first < rows && s.at[first] < key0) first++;
-            attend_tile(s, first, rows, key0, a.head_dim, dim, wide, a.window, a.scale);
+#if HAS_DOT_BF16
+            if constexpr (sizeof(T) == 2)
+                if (are_few(rows - first)) {
+                    with_rows(rows - first, [&](auto count) {
+                        constexpr int R = decltype(count)::value;
+                        if (tiles.is_paired) attend_tile_together<R, true>(s, tiles, j.num_heads, first, rows, key0);
+                        else attend_tile_together<R, false>(s, tiles, j.num_heads, first, rows, key0);
+                    });
+                    continue;
+                }
+#endif
+            attend_tile(s, tiles, first, rows, key0);
         }
     }
     long next_key(const Job &j) const { return j.ends && j.begin < j.end ? std::max((long)j.begin, first_key(owner(j), owner(j).part_begin)) : j.begin; }
 
-    void load_queries(Scratch<T> &s, const Owner &o, long row) const {
-        const T *q = (const T *)a.q + (a.query_start[o.seq] + o.first) * a.q_stride + o.head * group * a.head_dim;
+    void load_queries(Scratch<T> &s, const Owner &o, long head, long row) const {
+        const T *q = (const T *)a.q + (a.query_start[o.seq] + o.first) * a.q_stride + head * group * a.head_dim;
         for (long r = 0; r < o.count * group; r++) {
             T *to = s.q + (row + r) * dim;
             memcpy(to, q + r / group * a.q_stride + r % group * a.head_dim, a.head_dim * sizeof(T));
@@ -83,51 +100,57 @@ template <typename T> struct Attention {
     void gather(Scratch<T> &s, const Job &j, const Job *after) const { // some keys of one part, for one owner or several
         const long part = j.begin / PART;
         long row = 0;
-        for (long i = 0; i < j.num_owners; i++) {
-            const Owner &o = owner(j, i);
-            load_queries(s, o, row);
-            if (j.begin > part * PART) load_state(s, o, row, slot_of(o, part)); // another job began it
+        each(j, [&](const Owner &o, long head) {
+            load_queries(s, o, head, row);
+            if (j.begin > part * PART) load_state(s, o, row, slot_of(o, part, head)); // another job began it
             else clear_state(s, row, o.count * group);
             row += o.count * group;
-        }
-        attend(s, owner(j), std::max((long)j.begin, first_key(owner(j), part)), j.end, row, after);
+        });
+        attend(s, j, std::max((long)j.begin, first_key(owner(j), part)), j.end, row / j.num_heads, after);
         row = 0;
-        for (long i = 0; i < j.num_owners; i++) {
-            save_state(s, owner(j, i), row, slot_of(owner(j, i), part));
-            row += owner(j, i).count * group;
-        }
+        each(j, [&](const Owner &o, long head) {
+            save_state(s, o, row, slot_of(o, part, head));
+            row += o.count * group;
+        });
+    }
+    template <typename F> void each(const Job &j, F f) const {
+        for (long i = 0; i < j.num_owners; i++) for (long h = 0; h < j.num_heads; h++) f(owner(j, i), j.head + h);
     }
 
     void finish(Scratch<T> &s, const Job &j, const Job *after) const { // what is left of an owner's keys, then its output
         const Owner &o = owner(j);
-        const long rows = o.count * group;
-        load_queries(s, o, 0);
-        memset(s.total, 0, rows * wide * 4);
-        for (long r = 0; r < rows; r++) s.total_peak[r] = -INFINITY, s.total_norm[r] = 0;
+        const long rows = o.count * group, all = j.num_heads * rows;
+        for (long h = 0; h < j.num_heads; h++) load_queries(s, o, j.head + h, h * rows);
+        memset(s.total, 0, all * wide * 4);
+        for (long r = 0; r < all; r++) s.total_peak[r] = -INFINITY, s.total_norm[r] = 0;
         for (long p = o.part_begin; p < o.part_end; p++) {
-            if (o.slot >= 0 && p * PART < j.begin) load_state(s, o, 0, slot_of(o, p));
-            else clear_state(s, 0, rows);
+            if (o.slot < 0 || p * PART >= j.begin) clear_state(s, 0, all);
+            else for (long h = 0; h < j.num_heads; h++) load_state(s, o, h * rows, slot_of(o, p, j.head + h));
             const long begin = std::max((long)j.begin, first_key(o, p)), end = std::min((long)j.end, (p + 1) * PART);
-            if (begin < end) attend(s, o, begin, end, rows, end == j.end ? after : nullptr);
-            for (long r = 0; r < rows; r++) merge(s.total + r * wide, s.total_peak[r], s.total_norm[r], s.out + r * wide, s.peak[r], s.norm[r], wide);
+            if (begin < end) attend(s, j, begin, end, rows, end == j.end ? after : nullptr);
+            for (long r = 0; r < all; r++) merge(s.total + r * wide, s.total_peak[r], s.total_norm[r], s.out + r * wide, s.peak[r], s.norm[r], wide);
         }
-        T *out = (T *)a.out + ((a.query_start[o.seq] + o.first) * a.heads + o.head * group) * a.head_dim;
-        for (long r = 0; r < rows; r++) {
-            const float by = 1.0f / s.total_norm[r];
-            ordered<T>(s.total + r * wide, a.head_dim);
+        for (long h = 0; h < j.num_heads; h++) write_out(s, o, j.head + h, h * rows);
+    }
+    void write_out(Scratch<T> &s, const Owner &o, long head, long row) const {
+        T *out = (T *)a.out + ((a.query_start[o.seq] + o.first) * a.heads + head * group) * a.head_dim;
+        for (long r = 0; r < o.count * group; r++) {
+            float *from = s.total + (row + r) * wide;
+            const float by = 1.0f / s.total_norm[row + r];
+            if (!a.is_paired) ordered<T>(from, a.head_dim);
             T *to = out + r / group * a.heads * a.head_dim + r % group * a.head_dim;
             long d = 0;
-            for (; d + W <= a.head_dim; d += W) store(to + d, load(s.total + r * wide + d) * by);
-            for (; d < a.head_dim; d++) from_float(to + d, s.total[r * wide + d] * by);
+            for (; d + W <= a.head_dim; d += W) store(to + d, load(from + d) * by);
+            for (; d < a.head_dim; d++) from_float(to + d, from[d] * by);
         }
     }
 };
 
 // step: names the rows of a step; layers with the same rows and window share a plan. 0 = never.
-static void plan_attention(const AttentionArgs &a, AttentionPlan &plan, int64_t step) {
+static void plan_attention(const AttentionArgs &a, AttentionPlan &plan, int64_t step, bool has_dot) {
     if (!(step && plan.step == step && plan.window == a.window)) {
         plan.step = step; plan.window = a.window;
-        Planner(a, plan).run();
+        Planner(a, plan, has_dot).run();
     }
     for (Phase &phase : plan.phases) phase.taken = 0;
 }

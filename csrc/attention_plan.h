@@ -1,5 +1,5 @@
-// Which thread attends what: owners (rows of a sequence that are worked on together, per key/value head), jobs (keys of
-// an owner, or keys that several owners share), and phases (jobs that may run at the same time).
+// Which thread attends what: owners (queries of a sequence that are worked on together), jobs (keys of an owner and some
+// of its heads, or keys that several owners share and one head), and phases (jobs that may run at the same time).
 //
 // Sequences whose block tables begin with the same blocks form a group: the keys of those blocks are read once for the
 // rows of all of them, before the rest of each. Groups form a tree of at most MAX_DEPTH levels, one phase each. What a
@@ -25,17 +25,19 @@ struct AttentionArgs {
     int64_t window; // 0 = none
     int64_t split_below; // split long rows into parts when there are fewer jobs than this
     int64_t are_shared; // whether common prefixes are read once; results do not depend on it
+    int64_t is_paired; // how 16 tokens of a block lie: see store_pairs in parts.h
     float scale;
 };
 
 struct Owner {
-    int64_t seq, head, first, count; // queries [first, first + count) of the sequence
-    int64_t slot = -1;               // where its parts' states begin, in floats; -1 = has none
-    int64_t done = 0;                // keys before this one are in the slots when its own turn comes
+    int64_t seq, first, count; // queries [first, first + count) of the sequence
+    int64_t slot = -1;         // where its parts' states begin, in floats; -1 = has none
+    int64_t done = 0;          // keys before this one are in the slots when its own turn comes
     int64_t part_begin, part_end;
 };
 struct Job {
     int64_t owners, num_owners; // in AttentionPlan::members
+    int64_t head, num_heads;    // more than one only of one owner
     int64_t begin, end;         // keys, within one part unless it ends
     bool ends;                  // merge all parts and write the output
     int64_t cost;
@@ -60,14 +62,16 @@ class Planner {
     const AttentionArgs &a;
     AttentionPlan &plan;
     const long group, wide;
-    std::vector<long> owner_of; // of head 0 of every sequence in a group; heads follow each other
+    const bool reads_runs; // few rows of several heads may pass a tile together
+    std::vector<long> owner_of; // the first one of every sequence
     std::vector<long> order, common; // sequences that may share, sorted by table; keys in common with the next one
 
     long count_of(long s) const { return a.query_start[s + 1] - a.query_start[s]; }
     long start_of(long s) const { return a.seq_lens[s] - count_of(s); }
     const int32_t *table_of(long s) const { return a.tables + s * a.table_stride; }
     long rows_of(const Owner &o) const { return o.count * group; }
-    long slot_size(const Owner &o) const { return rows_of(o) * (wide + 2); }
+    long slot_size(const Owner &o) const { return a.kv_heads * rows_of(o) * (wide + 2); }
+    long heads_together(const Owner &o) const { return reads_runs && rows_of(o) <= FEW_ROWS ? std::min((long)a.kv_heads, ROWS_TOGETHER / rows_of(o)) : 1; }
 
     void give_slots(Owner &o, long &floats) const { o.slot = floats; floats += (o.part_end - o.part_begin) * slot_size(o); }
 
@@ -78,10 +82,8 @@ class Planner {
             for (long first = 0; first < count_of(s); first += queries) {
                 const long n = std::min(queries, count_of(s) - first), end = start_of(s) + first + n;
                 const long low = a.window ? std::max(start_of(s) + first - a.window + 1, 0L) : 0;
-                for (long h = 0; h < a.kv_heads; h++) {
-                    Owner o; o.seq = s; o.head = h; o.first = first; o.count = n; o.part_begin = low / PART; o.part_end = (end - 1) / PART + 1;
-                    plan.owners.push_back(o);
-                }
+                Owner o; o.seq = s; o.first = first; o.count = n; o.part_begin = low / PART; o.part_end = (end - 1) / PART + 1;
+                plan.owners.push_back(o);
             }
         }
     }
@@ -133,48 +135,71 @@ class Planner {
         for (long i = lo; i < hi;) {
             long rows = 0, last = i;
             while (last < hi && (last == i || rows + count_of(order[last]) * group <= most)) rows += count_of(order[last++]) * group;
-            for (long h = 0; h < a.kv_heads; h++) {
-                const long members = plan.members.size();
-                for (long j = i; j < last; j++) {
-                    const long id = owner_of[order[j]] + h;
-                    Owner &o = plan.owners[id];
-                    if (o.slot < 0) give_slots(o, floats);
-                    o.done = end;
-                    plan.members.push_back(id);
-                }
+            const long members = plan.members.size();
+            for (long j = i; j < last; j++) {
+                const long id = owner_of[order[j]];
+                Owner &o = plan.owners[id];
+                if (o.slot < 0) give_slots(o, floats);
+                o.done = end;
+                plan.members.push_back(id);
+            }
+            for (long h = 0; h < a.kv_heads; h++)
                 for (long key = begin; key < end; key = (key / PART + 1) * PART) {
                     const long stop = std::min(end, (key / PART + 1) * PART);
-                    plan.phases[level].jobs.push_back({members, last - i, key, stop, false, (stop - key) * (rows + 16)});
+                    plan.phases[level].jobs.push_back({members, last - i, h, 1, key, stop, false, (stop - key) * (rows + 16)});
                 }
-            }
             i = last;
         }
     }
 
+    long begin_of(const Owner &o) const { return std::max(o.part_begin * PART, (long)o.done); }
+    long end_of(const Owner &o) const { return start_of(o.seq) + o.first + o.count; }
+    bool has_parts(const Owner &o) const { return (end_of(o) - 1) / PART > begin_of(o) / PART; }
+
+    // Heads of a job at most, so that every thread gets one; is_split: whether long rows are split.
+    long max_heads(bool is_split) const {
+        long most = a.kv_heads;
+        for (;; most = (most + 1) / 2) {
+            long jobs = 0;
+            for (const Owner &o : plan.owners) {
+                const long parts = is_split && has_parts(o) ? (end_of(o) - 1) / PART - begin_of(o) / PART + 1 : 1, heads = std::min(most, heads_together(o));
+                jobs += parts * ((a.kv_heads + heads - 1) / heads);
+            }
+            if (most == 1 || 3 * jobs >= 2 * a.split_below) return most;
+        }
+    }
+
     void add_rest(long &floats) {
-        const bool is_split = (long)plan.owners.size() < a.split_below;
+        long units = 0;
+        for (const Owner &o : plan.owners) units += (a.kv_heads + heads_together(o) - 1) / heads_together(o);
+        const bool is_split = units < a.split_below;
+        const long most = max_heads(is_split);
         Phase parts, last;
         for (size_t id = 0; id < plan.owners.size(); id++) {
             Owner &o = plan.owners[id];
-            const long end = start_of(o.seq) + o.first + o.count, begin = std::max(o.part_begin * PART, (long)o.done);
-            const long members = plan.members.size(), per_key = rows_of(o) + 16;
+            const long end = end_of(o), begin = begin_of(o), heads = std::min(most, heads_together(o));
+            const long members = plan.members.size();
             plan.members.push_back(id);
-            const bool has_parts = is_split && (end - 1) / PART > begin / PART;
-            if (has_parts) {
-                if (o.slot < 0) give_slots(o, floats);
-                for (long key = begin; key < end; key = (key / PART + 1) * PART)
-                    parts.jobs.push_back({members, 1, key, std::min(end, (key / PART + 1) * PART), false, PART * per_key});
-                o.done = end;
+            const bool is_parted = is_split && has_parts(o);
+            if (is_parted && o.slot < 0) give_slots(o, floats);
+            for (long h = 0; h < a.kv_heads; h += heads) {
+                const long n = std::min(heads, a.kv_heads - h), per_key = n * (rows_of(o) + 16);
+                if (is_parted)
+                    for (long key = begin; key < end; key = (key / PART + 1) * PART)
+                        parts.jobs.push_back({members, 1, h, n, key, std::min(end, (key / PART + 1) * PART), false, PART * per_key});
+                const long done = is_parted ? end : (long)o.done;
+                last.jobs.push_back({members, 1, h, n, done, end, true, (end - std::max(begin, done)) * per_key});
             }
-            last.jobs.push_back({members, 1, o.done, end, true, (end - std::max(begin, (long)o.done)) * per_key});
+            if (is_parted) o.done = end;
         }
         if (!parts.jobs.empty()) plan.phases.push_back(std::move(parts));
         plan.phases.push_back(std::move(last));
     }
 
 public:
-    Planner(const AttentionArgs &args, AttentionPlan &into)
-        : a(args), plan(into), group(args.heads / args.kv_heads), wide((args.head_dim + BLOCK - 1) / BLOCK * BLOCK) {}
+    Planner(const AttentionArgs &args, AttentionPlan &into, bool has_dot)
+        : a(args), plan(into), group(args.heads / args.kv_heads), wide((args.head_dim + BLOCK - 1) / BLOCK * BLOCK),
+          reads_runs(has_dot && args.head_dim % 32 == 0 && args.block_size % RUN == 0) {}
 
     void run() {
         plan.owners.clear(); plan.members.clear(); plan.phases.clear(); plan.num_shared = 0;

@@ -8,10 +8,12 @@
 #include "gemm.h"
 
 #define TILE 64
-#define FEW_ROWS 8 // up to here keys and values are not packed into memory first
+#define RUN 16 // keys of a head that are read together; in pairs order they lie interleaved, see parts.h
+#define FEW_ROWS 8 // of a head; up to here keys and values are not packed into memory first
+#define ROWS_TOGETHER 32 // of several heads with few rows, which pass a tile together
 static_assert(MAX_ROWS <= FEW_ROWS, "scratch holds the scores of so many rows");
 
-template <typename T> struct Tile { // where a tile's keys and values lie
+template <typename T> struct Tile { // where a tile's keys and values lie, of the first head; in pairs order where runs begin
     const T *key[TILE], *value[TILE];
     long seen; // keys there are; the rest are zeros
 };
@@ -23,16 +25,16 @@ template <typename T> struct Scratch { // of one thread
     Tile<T> now, next; // the tile in work, and the one after it, which is fetched meanwhile
     void prepare(long rows, long head_dim) {
         const long dim = head_dim + head_dim % 2, wide = (head_dim + BLOCK - 1) / BLOCK * BLOCK;
-        const long elements = rows * dim + TILE * dim + TILE * wide + FEW_ROWS * TILE + wide + 512;
-        const long floats = FEW_ROWS * TILE + 2 * rows * wide + 6 * rows + 64;
+        const long elements = rows * dim + TILE * dim + TILE * wide + ROWS_TOGETHER * TILE + wide + 512;
+        const long floats = ROWS_TOGETHER * TILE + 2 * rows * wide + 6 * rows + 64;
         const size_t need = elements * sizeof(T) + floats * 4 + 2048;
         if (memory.size() < need) memory.assign(need, 0);
         char *p = (char *)(((uintptr_t)memory.data() + 63) / 64 * 64);
         auto take = [&](size_t bytes) { char *r = p; p += (bytes + 63) / 64 * 64; return r; };
         q = (T *)take(rows * dim * sizeof(T)); keys = (T *)take(TILE * dim * sizeof(T));
-        values = (T *)take(TILE * wide * sizeof(T)); weights = (T *)take(FEW_ROWS * TILE * sizeof(T));
+        values = (T *)take(TILE * wide * sizeof(T)); weights = (T *)take(ROWS_TOGETHER * TILE * sizeof(T));
         zeros = (T *)take(wide * sizeof(T)); memset(zeros, 0, wide * sizeof(T));
-        scores = (float *)take(FEW_ROWS * TILE * 4); out = (float *)take(rows * wide * 4); total = (float *)take(rows * wide * 4);
+        scores = (float *)take(ROWS_TOGETHER * TILE * 4); out = (float *)take(rows * wide * 4); total = (float *)take(rows * wide * 4);
         peak = (float *)take(rows * 4); norm = (float *)take(rows * 4); total_peak = (float *)take(rows * 4); total_norm = (float *)take(rows * 4);
         at = (long *)take(rows * 8);
     }
@@ -94,53 +96,84 @@ static void pack_values(Scratch<bf16> &s, long head_dim, long wide) { // [TILE /
     }
 }
 
-#if HAS_DOT_BF16
-// Scores of R rows [R][TILE] with keys transposed in registers, 16 keys and 32 numbers at a time.
-template <int R> static void few_scores(Scratch<bf16> &s, const bf16 *q, long dim) {
-    const long lines = dim / 32;
-    const char *const *ahead = (const char *const *)s.next.key;
-    for (long line = 0; line < lines; line++) {
-        const bf16 *x = q + line * 32;
-        for (long key = 0; key < TILE; key += 16) {
-            // of the next tile whole keys in their order, as they lie in memory
-            const long step = line * 4 + key / 16;
-            for (long i = step * 16 / lines; i < (step + 1) * 16 / lines; i++)
-                for (long part = 0; part < lines; part++) __builtin_prefetch(ahead[i] + part * 64);
-            if (key >= s.now.seen) { // scores of zeros
-                if (!line) for (int r = 0; r < R; r++) _mm512_store_ps(s.scores + r * TILE + key, _mm512_setzero_ps());
-                continue;
-            }
-            __m512i w[16];
-            transpose16((const void *const *)s.now.key + key, line * 64, w);
-            __m512 acc[R];
-            for (int r = 0; r < R; r++) acc[r] = line ? _mm512_load_ps(s.scores + r * TILE + key) : _mm512_setzero_ps();
-            for (int i = 0; i < 16; i++)
-                for (int r = 0; r < R; r++) {
-                    int32_t pair; memcpy(&pair, x + r * dim + 2 * i, 4);
-                    acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_set1_epi32(pair), (__m512bh)w[i]);
-                }
-            for (int r = 0; r < R; r++) _mm512_store_ps(s.scores + r * TILE + key, acc[r]);
+// Tiles in pairs order: as the products want them, but run by run.
+template <typename T> static void pack_keys_of_pairs(Scratch<T> &s, long head_dim) {
+    const long words = head_dim / 2;
+    for (long key = 0; key < TILE; key += RUN)
+        for (long i = 0; i < words; i++) {
+            uint32_t *to = (uint32_t *)s.keys + i * TILE + key;
+            if (key >= s.now.seen) { memset(to, 0, RUN * 4); continue; }
+            memcpy(to, (const uint32_t *)s.now.key[key] + i * RUN, RUN * 4);
+            __builtin_prefetch((const uint32_t *)s.next.key[key < s.next.seen ? key : 0] + i * RUN);
         }
+}
+template <typename T> static void pack_values_of_pairs(Scratch<T> &s, long head_dim, long wide) {
+    for (long key = 0; key < TILE; key += 2) {
+        uint32_t *to = (uint32_t *)s.values + key / 2 * wide;
+        if (key >= s.now.seen) { memset(to, 0, head_dim * 4); continue; }
+        const long run = key / RUN * RUN, ahead = run < s.next.seen ? run : 0;
+        memcpy(to, (const uint32_t *)s.now.value[run] + (key - run) / 2 * head_dim, head_dim * 4);
+        if (key + 1 == s.now.seen) for (long d = 0; d < head_dim; d++) to[d] &= 0xffff; // whatever lies where no token is yet
+        for (long d = 0; d < head_dim; d += 16) __builtin_prefetch((const uint32_t *)s.next.value[ahead] + (key - run) / 2 * head_dim + d);
     }
 }
 
-// out [R][wide] += weights [R][TILE] * values, NV vectors of columns at a time.
-template <int R, int NV> static void few_values(Scratch<bf16> &s, float *out, long dim, long wide) {
-    for (long d0 = 0; d0 < dim; d0 += NV * 16) {
+#if HAS_DOT_BF16
+// The following read a run of one head; stride: elements between its keys, or 0 in pairs order. ahead: a run to fetch.
+template <bool PAIRS> INLINE void fetch_lines(const bf16 *ahead, long stride, long begin, long end, long lines) {
+    if (PAIRS) for (long i = begin * lines; i < end * lines; i++) __builtin_prefetch(ahead + i * 32);
+    else for (long i = begin; i < end; i++) for (long part = 0; part < lines; part++) __builtin_prefetch(ahead + i * stride + part * 32);
+}
+
+// Scores of R rows, TILE apart; otherwise keys are transposed in registers, 32 numbers at a time.
+template <int R, bool PAIRS> static void few_scores(const bf16 *keys, long stride, const bf16 *q, long dim, float *scores, const bf16 *ahead) {
+    const long lines = dim / 32;
+    const void *key[RUN];
+    for (int i = 0; i < RUN; i++) key[i] = keys + i * stride;
+    __m512 acc[R];
+    for (int r = 0; r < R; r++) acc[r] = _mm512_setzero_ps();
+    for (long line = 0; line < lines; line++) {
+        fetch_lines<PAIRS>(ahead, stride, line * RUN / lines, (line + 1) * RUN / lines, lines);
+        const bf16 *x = q + line * 32;
+        __m512i w[RUN];
+        if (!PAIRS) transpose16(key, line * 64, w);
+        for (int i = 0; i < 16; i++) {
+            if (PAIRS) w[i] = _mm512_loadu_si512(keys + (line * 16 + i) * 2 * RUN);
+            for (int r = 0; r < R; r++) {
+                int32_t pair; memcpy(&pair, x + r * dim + 2 * i, 4);
+                acc[r] = _mm512_dpbf16_ps(acc[r], (__m512bh)_mm512_set1_epi32(pair), (__m512bh)w[i]);
+            }
+        }
+    }
+    for (int r = 0; r < R; r++) _mm512_store_ps(scores + r * TILE, acc[r]);
+}
+
+// out [R][wide] += weights of R rows, TILE apart, times the first seen values of a run, NV vectors of columns at a time.
+template <int R, int NV, bool PAIRS>
+static void few_values(const bf16 *values, long stride, long seen, const bf16 *weights, float *out, long dim, long wide, const bf16 *ahead) {
+    const long lines = dim / 32, parts = dim / (NV * 16);
+    for (long part = 0; part < parts; part++) {
+        const long d0 = part * NV * 16;
         __m512 acc[R][NV];
         for (int r = 0; r < R; r++) for (int j = 0; j < NV; j++) acc[r][j] = _mm512_load_ps(out + r * wide + d0 + j * 16);
-        for (long key = 0; key < TILE; key += 2) {
-            const bf16 *a = s.now.value[key] + d0, *b = s.now.value[key + 1] + d0;
+        for (long key = 0; key < RUN; key += 2) {
+            const long at = part * RUN + key; // of parts * RUN
+            fetch_lines<PAIRS>(ahead, stride, at / parts, (at + 2) / parts, lines);
+            if (key >= seen) continue; // weights are zeros, and whatever lies there is nobody's
+            const bool is_alone = key + 1 == seen;
             __m512i w[NV];
-            for (int j = 0; j < NV; j += 2) {
-                __builtin_prefetch(s.next.value[key] + d0 + j * 16); __builtin_prefetch(s.next.value[key + 1] + d0 + j * 16);
-                if (key >= s.now.seen) continue; // weights are zeros
-                const __m512i x = _mm512_loadu_si512(a + j * 16), y = _mm512_loadu_si512(b + j * 16);
-                w[j] = LOW_PAIRS(x, y); w[j + 1] = HIGH_PAIRS(x, y);
+            if (PAIRS) {
+                const __m512i mask = _mm512_set1_epi32(is_alone ? 0xffff : -1);
+                for (int j = 0; j < NV; j++) w[j] = _mm512_and_si512(_mm512_loadu_si512(values + key * dim + 2 * (d0 + j * 16)), mask);
+            } else {
+                const bf16 *a = values + key * stride + d0, *b = a + stride;
+                for (int j = 0; j < NV; j += 2) {
+                    const __m512i x = _mm512_loadu_si512(a + j * 16), y = is_alone ? _mm512_setzero_si512() : _mm512_loadu_si512(b + j * 16);
+                    w[j] = LOW_PAIRS(x, y); w[j + 1] = HIGH_PAIRS(x, y);
+                }
             }
-            if (key >= s.now.seen) continue;
             for (int r = 0; r < R; r++) {
-                int32_t pair; memcpy(&pair, s.weights + r * TILE + key, 4);
+                int32_t pair; memcpy(&pair, weights + r * TILE + key, 4);
                 const __m512bh x = (__m512bh)_mm512_set1_epi32(pair);
                 for (int j = 0; j < NV; j++) acc[r][j] = _mm512_dpbf16_ps(acc[r][j], x, (__m512bh)w[j]);
             }
@@ -148,10 +181,11 @@ template <int R, int NV> static void few_values(Scratch<bf16> &s, float *out, lo
         for (int r = 0; r < R; r++) for (int j = 0; j < NV; j++) _mm512_store_ps(out + r * wide + d0 + j * 16, acc[r][j]);
     }
 }
-template <int R> static void few_values(Scratch<bf16> &s, float *out, long dim, long wide) {
-    if (R <= 2 && dim % 128 == 0) few_values<R, R <= 2 ? 8 : 2>(s, out, dim, wide);
-    else if (R <= 4 && dim % 64 == 0) few_values<R, R <= 4 ? 4 : 2>(s, out, dim, wide);
-    else few_values<R, 2>(s, out, dim, wide);
+template <int R, bool PAIRS>
+static void few_values(const bf16 *values, long stride, long seen, const bf16 *weights, float *out, long dim, long wide, const bf16 *ahead) {
+    if (R <= 2 && dim % 128 == 0) few_values<R, R <= 2 ? 8 : 2, PAIRS>(values, stride, seen, weights, out, dim, wide, ahead);
+    else if (R <= 4 && dim % 64 == 0) few_values<R, R <= 4 ? 4 : 2, PAIRS>(values, stride, seen, weights, out, dim, wide, ahead);
+    else few_values<R, 2, PAIRS>(values, stride, seen, weights, out, dim, wide, ahead);
 }
 template <typename F> static void with_rows(long rows, F f) {
     switch (rows) {
@@ -197,14 +231,15 @@ template <typename T> INLINE vf weigh(const float *x, T *w, float scale, float p
     return sum;
 }
 
-// Raw scores of n <= FEW_ROWS rows from row on -> weights of the keys a row sees, and its running peak, norm and output.
-// In stages over the rows, so that the rows' chains of dependent steps overlap.
-template <typename T> __attribute__((noinline)) static void soften(Scratch<T> &s, long row, long n, long key0, long window, float scale, long wide) {
+// Raw scores [n][TILE] of n <= FEW_ROWS rows from row on -> weights of the keys a row sees, and its running peak, norm and
+// output. In stages over the rows, so that the rows' chains of dependent steps overlap.
+template <typename T>
+__attribute__((noinline)) static void soften(Scratch<T> &s, float *scores, T *weights, long row, long n, long key0, long window, float scale, long wide) {
     const long vectors = TILE / W, slots = (FEW_ROWS + W - 1) / W * W;
     float peak[slots] __attribute__((aligned(64))), keep[slots] __attribute__((aligned(64)));
     for (long r = 0; r < slots; r++) peak[r] = -INFINITY;
     for (long r = 0; r < n; r++) {
-        float *x = s.scores + r * TILE;
+        float *x = scores + r * TILE;
         const long high = s.at[row + r] + 1, low = window ? std::max(high - window, 0L) : 0;
         if (low > key0 || key0 + TILE > high)
             for (long i = 0; i < TILE; i += W) {
@@ -228,8 +263,8 @@ template <typename T> __attribute__((noinline)) static void soften(Scratch<T> &s
         memcpy(s.peak + row + r, peak + r, std::min(n - r, (long)W) * 4);
     }
     for (long r = 0; r < n; r++) {
-        const float *x = s.scores + r * TILE;
-        T *w = s.weights + r * TILE;
+        const float *x = scores + r * TILE;
+        T *w = weights + r * TILE;
         if (peak[r] == -INFINITY) { memset(w, 0, TILE * sizeof(T)); continue; } // has seen nothing yet
         const vf sum = weigh(x, w, scale, peak[r]);
         s.norm[row + r] = s.norm[row + r] * keep[r] + sum_of(sum);
@@ -251,25 +286,48 @@ static void merge(float *total, float &total_peak, float &total_norm, const floa
     total_peak = top;
 }
 
-// Rows [begin, rows) attend the tile s.now, of keys key0 and on; s.next is fetched. window 0 = none.
-template <typename T>
-static void attend_tile(Scratch<T> &s, long begin, long rows, long key0, long head_dim, long dim, long wide, long window, float scale) {
-#if HAS_DOT_BF16
-    if constexpr (sizeof(T) == 2)
-        if (rows - begin <= FEW_ROWS && head_dim % 32 == 0)
-            return with_rows(rows - begin, [&](auto count) {
-                constexpr int R = decltype(count)::value;
-                few_scores<R>(s, s.q + begin * dim, dim);
-                soften(s, begin, R, key0, window, scale, wide);
-                few_values<R>(s, s.out + begin * wide, head_dim, wide);
-            });
-#endif
-    pack_keys(s, head_dim);
-    pack_values(s, head_dim, wide);
+struct TileArgs { // how tiles lie and what rows see of them
+    long head_dim, dim, wide, window, head_stride, token_stride;
+    float scale;
+    bool is_paired;
+};
+
+// Rows [begin, rows) of one head attend the tile s.now, of keys key0 and on; s.next is fetched. window 0 = none.
+template <typename T> static void attend_tile(Scratch<T> &s, const TileArgs &a, long begin, long rows, long key0) {
+    if (a.is_paired) pack_keys_of_pairs(s, a.head_dim), pack_values_of_pairs(s, a.head_dim, a.wide);
+    else pack_keys(s, a.head_dim), pack_values(s, a.head_dim, a.wide);
     for (long m = begin; m < rows; m += MAX_ROWS) { // a few rows through all of it: their scores stay near
         const long n = std::min(rows - m, (long)MAX_ROWS);
-        product<false>(n, s.q + m * dim, dim, s.keys, TILE, dim, TILE, s.scores, TILE, false);
-        soften(s, m, n, key0, window, scale, wide);
-        product<false>(n, s.weights, TILE, s.values, wide, TILE, wide, s.out + m * wide, wide, true);
+        product<false>(n, s.q + m * a.dim, a.dim, s.keys, TILE, a.dim, TILE, s.scores, TILE, false);
+        soften(s, s.scores, s.weights, m, n, key0, a.window, a.scale, a.wide);
+        product<false>(n, s.weights, TILE, s.values, a.wide, TILE, a.wide, s.out + m * a.wide, a.wide, true);
     }
 }
+
+#if HAS_DOT_BF16
+// The same for rows [begin, begin + R) of each of several heads, which have `rows` each. The heads of a run follow each
+// other in memory, and are read in that order: streams as long as they can be.
+template <int R, bool PAIRS> static void attend_tile_together(Scratch<bf16> &s, const TileArgs &a, long heads, long begin, long rows, long key0) {
+    const long stride = PAIRS ? 0 : a.token_stride, runs = TILE / RUN * heads;
+    auto run = [&](long n) { // in the order of reading: keys of all heads, run by run, then values
+        const Tile<bf16> &t = n < 2 * runs ? s.now : s.next;
+        const long key = n % runs / heads * RUN;
+        if (key >= t.seen) return (const bf16 *)nullptr;
+        return (n / runs % 2 ? t.value : t.key)[key] + n % heads * a.head_stride;
+    };
+    auto ahead = [&](long n) { const bf16 *next = run(n + 2); return next ? next : run(n); };
+    long n = 0;
+    for (long key = 0; key < TILE; key += RUN)
+        for (long h = 0; h < heads; h++, n++) {
+            float *scores = s.scores + h * R * TILE + key;
+            if (const bf16 *keys = run(n)) few_scores<R, PAIRS>(keys, stride, s.q + (h * rows + begin) * a.dim, a.dim, scores, ahead(n));
+            else for (int r = 0; r < R; r++) memset(scores + r * TILE, 0, RUN * 4);
+        }
+    for (long h = 0; h < heads; h++)
+        soften(s, s.scores + h * R * TILE, s.weights + h * R * TILE, h * rows + begin, R, key0, a.window, a.scale, a.wide);
+    for (long key = 0; key < TILE; key += RUN)
+        for (long h = 0; h < heads; h++, n++)
+            if (const bf16 *values = run(n))
+                few_values<R, PAIRS>(values, stride, s.now.seen - key, s.weights + h * R * TILE + key, s.out + (h * rows + begin) * a.wide, a.head_dim, a.wide, ahead(n));
+}
+#endif

@@ -48,8 +48,19 @@ struct HeadsArgs {
     const void *qkv, *q_norm, *k_norm; void *q, *k_pool, *v_pool;
     const float *cos, *sin; const int64_t *write_rows; const int64_t *write_tokens; // as the KV write kernel takes them
     int64_t num_tokens, num_written, heads, kv_heads, head_dim, is_all_written;
+    int64_t is_paired; // the order of the pools
     float eps;
 };
+
+// One head of a token into its slot of a block in pairs order, which is that of the dot products: of every 16 tokens, keys
+// lie as [dim / 2][16][2], values as [8][dim][2]. row: as in the plain order, [blocks, heads, slots].
+template <typename T> INLINE void store_pairs(const T *k, const T *v, long row, long dim, T *k_pool, T *v_pool) {
+    const long slot = row % 16;
+    T *keys = k_pool + (row - slot) * dim + slot * 2, *values = v_pool + (row - slot) * dim + slot / 2 * 2 * dim + slot % 2;
+    for (long d = 0; d < dim; d += 2) memcpy(keys + d * 16, k + d, 2 * sizeof(T));
+    for (long d = 0; d < dim; d++) values[2 * d] = v[d];
+}
+#define MAX_PAIRED_DIM 512
 
 // qkv [T][heads + 2 kv_heads][dim] -> q rotated [T][heads][dim]; k rotated and v into their slots.
 template <typename T> static void heads_share(const HeadsArgs &a, int id, int nt) {
@@ -63,7 +74,13 @@ template <typename T> static void heads_share(const HeadsArgs &a, int id, int nt
         const long t = a.is_all_written ? i : a.write_tokens[i];
         const T *k = qkv + t * width + a.heads * dim, *v = k + a.kv_heads * dim;
         for (long h = 0; h < a.kv_heads; h++) {
-            const long at = a.write_rows[i * a.kv_heads + h] * dim;
+            const long row = a.write_rows[i * a.kv_heads + h], at = row * dim;
+            if (a.is_paired) {
+                T rotated[MAX_PAIRED_DIM];
+                norm_rotate(k + h * dim, (const T *)a.k_norm, a.eps, a.cos + t * dim, a.sin + t * dim, dim, rotated);
+                store_pairs(rotated, v + h * dim, row, dim, (T *)a.k_pool, (T *)a.v_pool);
+                continue;
+            }
             norm_rotate(k + h * dim, (const T *)a.k_norm, a.eps, a.cos + t * dim, a.sin + t * dim, dim, (T *)a.k_pool + at);
             memcpy((T *)a.v_pool + at, v + h * dim, dim * sizeof(T));
         }

@@ -15,9 +15,9 @@ template <typename F> static void with_type(int type, F f) { if (type) f(bf16())
 static thread_local AttentionPlan attention_plans[2]; // of layers without and with a window
 template <typename T> static Scratch<T> &scratch() { static thread_local Scratch<T> s; return s; }
 
-static AttentionPlan &planned(const AttentionArgs &a, int64_t step) {
+static AttentionPlan &planned(int type, const AttentionArgs &a, int64_t step) {
     AttentionPlan &plan = attention_plans[a.window != 0];
-    plan_attention(a, plan, step);
+    plan_attention(a, plan, step, type && HAS_DOT_BF16);
     return plan;
 }
 
@@ -176,8 +176,17 @@ void xllm_heads(int type, const HeadsArgs *args, int threads) {
     });
 }
 
+// k, v [T][kv_heads][dim] -> their slots, in pairs order; rows as HeadsArgs::write_rows
+void xllm_store_pairs(int type, const void *k, const void *v, const int64_t *rows, int64_t count, int64_t dim, void *k_pool, void *v_pool, int threads) {
+    with_type(type, [&](auto t) {
+        typedef decltype(t) T;
+#pragma omp parallel for num_threads(threads) if (count > 64)
+        for (long i = 0; i < count; i++) store_pairs((const T *)k + i * dim, (const T *)v + i * dim, rows[i], dim, (T *)k_pool, (T *)v_pool);
+    });
+}
+
 void xllm_attention(int type, const AttentionArgs *args, int64_t step, int threads) {
-    AttentionPlan &plan = planned(*args, step);
+    AttentionPlan &plan = planned(type, *args, step);
     with_type(type, [&](auto t) {
         typedef decltype(t) T;
 #pragma omp parallel num_threads(threads)
@@ -198,7 +207,7 @@ void xllm_moe(int type, const MoeArgs *args, const void *x, int64_t tokens, void
 
 // One whole layer over the float32 residual stream x [T][hidden].
 void xllm_layer(int type, const LayerArgs *args, const HeadsArgs *heads, const AttentionArgs *attention, float *x, int64_t step, int threads) {
-    AttentionPlan &plan = planned(*attention, step);
+    AttentionPlan &plan = planned(type, *attention, step);
     with_type(type, [&](auto t) { layer<decltype(t)>(*args, *heads, *attention, plan, x, threads); });
 }
 

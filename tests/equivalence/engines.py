@@ -58,6 +58,7 @@ def resolve_config(
     kv_page_bytes: int | None = None,
     graphs: str = "auto",
     kernels: str = "auto",
+    kv_pairs: bool = True,
     **model: Any,
 ) -> ResolvedEngineConfig:
     """A resolved configuration for a small model; the defaults leave room for everything."""
@@ -71,7 +72,13 @@ def resolve_config(
             kv_page_bytes=kv_page_bytes,
         ),
         scheduler=SchedulerConfig(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens),
-        runner=RunnerConfig(device=device, num_threads=1, graphs=graphs, kernels=kernels),  # type: ignore[arg-type]
+        runner=RunnerConfig(
+            device=device,
+            num_threads=1,
+            graphs=graphs,  # type: ignore[arg-type]
+            kernels=kernels,
+            kv_pairs=kv_pairs,
+        ),
     )
     return resolve(config, read_model_spec(model_dir), MACHINE)
 

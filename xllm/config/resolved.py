@@ -60,6 +60,8 @@ class ResolvedEngineConfig:
     """Which implementation computes what: auto, a name, or op=name,..."""
     shared_prefix_attention: bool
     """Whether rows with a common prefix read it once."""
+    kv_pairs: bool
+    """Whether blocks are kept in pairs order where that is faster."""
     batch_invariant: bool
     """Logits independent of batch and chunking."""
     max_model_len: int

@@ -38,6 +38,9 @@ class RunnerConfig:
     shared_prefix_attention: bool = True
     """Read the keys and values of a prefix that several rows of a step share once for all of them (CPU kernels). No bit
     of a result depends on it."""
+    kv_pairs: bool = True
+    """Keep keys and values in blocks in the order of bf16 dot products, where the CPU kernels have those: decodes read
+    them faster. No bit of a result depends on it."""
     batch_invariant: bool = opt(False, "--batch-invariant")
     """Refuse to start unless no bit of a logit depends on the batch, on how a prompt is cut, or on whether a token was
     computed in a chunk or a decode. The CPU kernels are always so, at no cost; torch's operations are not."""

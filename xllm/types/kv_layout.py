@@ -17,6 +17,8 @@ from msgspec import Struct
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "float8_e4m3": 1}
 
 GroupKind = Literal["full", "window", "latent", "state"]
+KVOrder = Literal["tokens", "pairs"]
+"""How the tokens of a block lie: one after the other, or interleaved for bf16 dot products (see the KV pool)."""
 
 
 class KVComponent(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,6 +62,7 @@ class KVLayout(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     block_size: int
     groups: tuple[KVGroup, ...]
+    order: KVOrder = "tokens"
 
     def bytes_per_block(self, group: int = 0) -> int:
         """Bytes of one block: ``block_size`` entries, or one state."""

@@ -13,8 +13,11 @@ import torch
 
 from xllm.engine.attention.metadata import AttentionMetadata, IntArray
 from xllm.engine.kernels import Kernels
+from xllm.engine.kernels.kv_write.native import store_pairs
 from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
-from xllm.engine.memory import LayerKV
+from xllm.engine.memory import LayerKV, can_be_paired
+from xllm.engine.platform.native import required_library
+from xllm.types.kv_layout import KVLayout, KVOrder
 
 _KEYS = itertools.count(1)
 
@@ -95,12 +98,21 @@ class NativeAttention:
         window: int | None,
     ) -> torch.Tensor:
         """See :class:`AttentionBackend`."""
-        self._write(kv.k, k, metadata.write_rows, metadata.write_tokens)
-        self._write(kv.v, v, metadata.write_rows, metadata.write_tokens)
+        if kv.is_paired:
+            store_pairs((kv.k, kv.v), k, v, metadata.write_rows, metadata.write_tokens)
+        else:
+            self._write(kv.k, k, metadata.write_rows, metadata.write_tokens)
+            self._write(kv.v, v, metadata.write_rows, metadata.write_tokens)
         rows = self.step_rows(metadata)
         if q.stride(2) != 1 or q.stride(1) != q.shape[2]:
             q = q.contiguous()
         return paged_attention(q, (kv.k, kv.v), self.strides(kv), k.shape[1], rows, scale, window)
+
+    def fastest_order(self, layout: KVLayout) -> KVOrder:
+        """The order of tokens in a block that is read fastest here."""
+        is_in_blocks = self._rows_per_token is None
+        has_dot = required_library().has_dot_bf16
+        return "pairs" if is_in_blocks and has_dot and can_be_paired(layout) else "tokens"
 
     def step_rows(self, metadata: AttentionMetadata) -> StepRows:
         """The rows of a step under a key of their own, the same for all its layers."""
@@ -120,4 +132,4 @@ class NativeAttention:
             token = self._rows_per_token * dim
             return KVStrides(self._block_size, block=self._block_size * token, head=dim, token=token)
         _, num_heads, size, _ = kv.k.shape
-        return KVStrides(size, block=num_heads * size * dim, head=size * dim, token=dim)
+        return KVStrides(size, num_heads * size * dim, size * dim, dim, kv.is_paired)

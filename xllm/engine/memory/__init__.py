@@ -10,7 +10,7 @@ mapper.py      the system calls
 from __future__ import annotations
 
 from xllm.engine.memory.kv_memory import KVMemory, LayerKV
-from xllm.engine.memory.kv_pool import KVPool
+from xllm.engine.memory.kv_pool import KVPool, can_be_paired
 from xllm.engine.memory.xtensor import XTensor
 
-__all__ = ["KVMemory", "KVPool", "LayerKV", "XTensor"]
+__all__ = ["KVMemory", "KVPool", "LayerKV", "XTensor", "can_be_paired"]

@@ -17,6 +17,8 @@ class LayerKV:
 
     k: torch.Tensor
     v: torch.Tensor
+    is_paired: bool = False
+    """Whether the tokens of a block lie in pairs order, see the KV pool."""
 
 
 class KVMemory(Protocol):

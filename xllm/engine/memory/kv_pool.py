@@ -6,6 +6,10 @@ A layer holds K and V as ``[N, H, P, K]``: the slots of one head of one block ar
 gathering a block table for batched matrix products is a copy of whole runs (row ``block * H + head`` of
 ``[N * H, P * K]``) and needs no transpose.
 
+In **pairs order** the shape is the same, but every 16 slots of a head are interleaved as bf16 dot products read
+them: keys as ``[K / 2, 16, 2]`` (the same two numbers of 16 keys side by side), values as ``[8, K, 2]`` (two tokens
+side by side). Only the CPU kernels read and write it; whole blocks move like any others.
+
 INVARIANTS
 - Every block number below ``num_blocks`` is usable; there is no reserved block. A padding token has slot -1
   and is never written.
@@ -27,6 +31,20 @@ from xllm.errors import CapacityError
 from xllm.types.batch import Batch
 from xllm.types.kv_layout import KVLayout
 
+PAIRED_RUN = 16
+"""Tokens that are interleaved in pairs order."""
+MAX_PAIRED_DIM = 512
+"""Of csrc/parts.h."""
+
+
+def can_be_paired(layout: KVLayout) -> bool:
+    """Whether pairs order exists for a layout: bfloat16, whole runs in a block, whole vectors in a head."""
+    shapes = [c for g in layout.groups for c in g.components]
+    return layout.block_size % PAIRED_RUN == 0 and all(
+        c.dtype == "bfloat16" and len(c.shape) == 2 and c.shape[1] % 32 == 0 and c.shape[1] <= MAX_PAIRED_DIM
+        for c in shapes
+    )
+
 
 class KVPool:
     """K and V of all layers of a one-group layout."""
@@ -42,6 +60,7 @@ class KVPool:
         assert group.kind in ("full", "window"), f"no pool for {group.kind} groups"
         names = [c.name for c in group.components]
         assert names == ["k", "v"], f"expected components k and v, got {names}"
+        assert layout.order == "tokens" or can_be_paired(layout), f"no pairs order for {layout}"
         self.layout = layout
         self.num_blocks = num_blocks
         self.block_size = layout.block_size
@@ -55,7 +74,7 @@ class KVPool:
                     )
                     for c in group.components
                 )
-                self._layers[layer] = LayerKV(k, v)
+                self._layers[layer] = LayerKV(k, v, layout.order == "pairs")
         except (RuntimeError, MemoryError) as exc:
             size = num_blocks * layout.bytes_per_block()
             raise CapacityError(
@@ -78,7 +97,9 @@ class KVPool:
         return self._layers[index]
 
     def copy_slots(self, source: int, target: int, num_slots: int) -> None:
-        """Copy the first slots of a block in every layer (the tail of a forked sequence)."""
+        """Copy the first slots of a block in every layer (the tail of a forked sequence); in pairs order whole runs."""
+        if self.layout.order == "pairs":
+            num_slots = -(-num_slots // PAIRED_RUN) * PAIRED_RUN
         for kv in self._layers.values():
             kv.k[target, :, :num_slots].copy_(kv.k[source, :, :num_slots])
             kv.v[target, :, :num_slots].copy_(kv.v[source, :, :num_slots])

@@ -93,6 +93,7 @@ class NativeLayers:
                     num_threads=threads,
                 )
                 args.scale = spec.head_dim**-0.5
+                heads.is_paired = memory.is_paired
             args.window = spec.windows[index] or 0
             args.k = heads.k_pool = memory.k.data_ptr()
             args.v = heads.v_pool = memory.v.data_ptr()

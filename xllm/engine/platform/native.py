@@ -41,7 +41,7 @@ class HeadsArgs(ctypes.Structure):
     ]
     _fields_ += [(name, c_void_p) for name in ("write_rows", "write_tokens")]
     _fields_ += [(name, c_int64) for name in ("num_tokens", "num_written", "heads", "kv_heads", "head_dim")]
-    _fields_ += [("is_all_written", c_int64), ("eps", c_float)]
+    _fields_ += [("is_all_written", c_int64), ("is_paired", c_int64), ("eps", c_float)]
 
 
 class AttentionArgs(ctypes.Structure):
@@ -51,6 +51,7 @@ class AttentionArgs(ctypes.Structure):
     _fields_ += [(name, c_int64) for name in ("num_seqs", "table_stride", "heads", "kv_heads", "head_dim")]
     _fields_ += [(name, c_int64) for name in ("q_stride", "block_size", "block_stride", "head_stride")]
     _fields_ += [(name, c_int64) for name in ("token_stride", "window", "split_below", "are_shared")]
+    _fields_ += [("is_paired", c_int64)]
     _fields_ += [("scale", c_float)]
 
 
@@ -97,6 +98,7 @@ _SIGNATURES = {
     "xllm_silu_mul": (c_int, c_void_p, c_int64, c_int64, c_void_p, c_int),
     "xllm_heads": (c_int, POINTER(HeadsArgs), c_int),
     "xllm_attention": (c_int, POINTER(AttentionArgs), c_int64, c_int),
+    "xllm_store_pairs": (c_int, *((c_void_p,) * 3), c_int64, c_int64, c_void_p, c_void_p, c_int),
     "xllm_moe": (c_int, POINTER(MoeArgs), c_void_p, c_int64, c_void_p, c_int),
     "xllm_layer": (
         *(c_int, POINTER(LayerArgs), POINTER(HeadsArgs), POINTER(AttentionArgs)),
@@ -126,6 +128,11 @@ class NativeLibrary:
     def num_threads(num_elements: int) -> int:
         """Threads for work over so many elements: torch's number, or one where starting them would cost more."""
         return torch.get_num_threads() if num_elements >= MIN_PARALLEL_ELEMENTS else 1
+
+    @property
+    def has_dot_bf16(self) -> bool:
+        """Whether this variant multiplies pairs of bfloat16 numbers in one instruction."""
+        return bool(self.lib.xllm_has_dot_bf16())
 
     @property
     def vector_width(self) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from msgspec.structs import replace
 
 from xllm.base.phases import OnPhase, measured
 from xllm.config.resolved import ResolvedEngineConfig
@@ -36,6 +37,7 @@ from xllm.engine.runner.model_runner import ModelRunner
 from xllm.engine.runner.native_book import NativeBook
 from xllm.engine.worker.faults import TorchFaults
 from xllm.errors import ConfigError
+from xllm.types.kv_layout import KVLayout
 
 _LOG = logging.getLogger(__name__)
 
@@ -76,9 +78,9 @@ def build_local_executor(
     load_s = time.perf_counter() - begin_s
     if resolved.batch_invariant:
         _require_batch_invariance(model, build)
-    layout, num_blocks = resolved.kv_layout, _num_blocks_that_fit(resolved, platform)
+    layout, num_blocks = _ordered_layout(resolved, build), _num_blocks_that_fit(resolved, platform)
     with measured("KV and runner", on_phase):
-        kv = _build_kv(resolved, num_blocks, platform)
+        kv = _build_kv(resolved, layout, num_blocks, platform)
         runner = _build_runner(resolved, model, kv, platform, build)
     facts = ExecutorFacts(
         layout=layout,
@@ -115,10 +117,20 @@ def _contiguous_rows(resolved: ResolvedEngineConfig) -> int | None:
     return 2 * resolved.spec.num_layers * resolved.spec.num_kv_heads if resolved.pages is not None else None
 
 
-def _build_kv(resolved: ResolvedEngineConfig, num_blocks: int, platform: Platform) -> KVMemory:
+def _ordered_layout(resolved: ResolvedEngineConfig, build: BuildContext) -> KVLayout:
+    """The layout, in the order that the attention backend reads fastest."""
+    layout = resolved.kv_layout
+    if resolved.kv_pairs and isinstance(build.attention, NativeAttention):
+        return replace(layout, order=build.attention.fastest_order(layout))
+    return layout
+
+
+def _build_kv(
+    resolved: ResolvedEngineConfig, layout: KVLayout, num_blocks: int, platform: Platform
+) -> KVMemory:
     if resolved.pages is None:
-        return KVPool(resolved.kv_layout, num_blocks, platform.device)
-    return XTensor(resolved.kv_layout, num_blocks, resolved.pages)
+        return KVPool(layout, num_blocks, platform.device)
+    return XTensor(layout, num_blocks, resolved.pages)
 
 
 def _build_planner(

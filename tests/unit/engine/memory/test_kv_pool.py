@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from xllm.engine.memory import KVPool
 from xllm.errors import CapacityError
@@ -39,6 +40,19 @@ def test_copies_touch_every_layer_and_nothing_else() -> None:
         expected[4, :, :3] = old[1, :, :3]
         expected[5], expected[3] = old[0], old[2]
         assert torch.equal(new, expected)
+
+
+def test_in_pairs_order_a_copied_slot_brings_its_run() -> None:
+    """Sixteen tokens are interleaved: the first five cannot be copied without the others."""
+    layout = build_attention_layout(
+        block_size=32, num_layers=1, num_kv_heads=2, head_dim=32, dtype="bfloat16"
+    )
+    pool = KVPool(replace(layout, order="pairs"), 3, CPU)
+    pool.layer(0).k.normal_()
+    pool.copy_slots(1, 2, 5)
+    k = pool.layer(0).k
+    assert pool.layer(0).is_paired
+    assert torch.equal(k[2, :, :16], k[1, :, :16]) and not torch.equal(k[2, :, 16:], k[1, :, 16:])
 
 
 def test_too_large_is_a_capacity_error() -> None:

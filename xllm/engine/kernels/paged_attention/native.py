@@ -25,6 +25,8 @@ class KVStrides:
     block: int
     head: int
     token: int
+    is_paired: bool = False
+    """Pairs order, see the KV pool; ``token`` is then what 16 of them have on average."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ def attention_args(
         token_stride=strides.token,
         split_below=UNITS_PER_THREAD * num_threads if num_threads > 1 else 0,
         are_shared=rows.are_prefixes_shared,
+        is_paired=strides.is_paired,
     )
 
 
