@@ -10,7 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from tests.fakes.http import ask
+from tests.fakes.http import ask, events
 from tests.fakes.served import Served, until
 from xllm.perf.step_time import PROFILES, profile_json
 
@@ -30,8 +30,44 @@ def start_stream(served: Served, body: dict[str, object]) -> http.client.HTTPCon
 LONG = {"prompt": "x", "max_tokens": 1000, "ignore_eos": True}
 
 
-def test_the_engine_is_killed_in_the_middle(tiny_model_dir: Path, tmp_path: Path) -> None:
+def tokens(raw: bytes) -> tuple[list[int], str | None]:
+    """Ids of a stream's only choice, and how it ended."""
+    found, end = [], None
+    for _, event in events(raw)[:-1]:
+        (choice,) = event["choices"]
+        found += choice["token_ids"] or []
+        end = choice["finish_reason"] or end
+    return found, end
+
+
+def test_an_engine_that_is_killed_is_started_again_and_its_streams_go_on(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
     with Served(tiny_model_dir, "--executor", profile(tmp_path, 0.01)) as served:
+        body = {**LONG, "max_tokens": 200, "seed": 3, "return_token_ids": True}
+        calm = ask(f"{served.url}/v1/completions", {**body, "stream": True}).raw
+        pid = served.engine_pid
+        conn = start_stream(served, body)
+        response = conn.getresponse()
+        got = response.readline()
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: ask(f"{served.url}/health").status == 503)
+        got += response.read()
+        conn.close()
+        assert got.endswith(b"data: [DONE]\n\n") and tokens(got) == tokens(calm)
+        assert len(tokens(got)[0]) == 200
+        assert served.engine_pid != pid
+        assert ask(f"{served.url}/health").status == 200 and ask(f"{served.url}/ready").status == 200
+        assert "is started again" in "".join(served.log)
+        assert served.stop() == 0
+        assert "Traceback" not in "".join(served.log)
+
+
+def test_where_an_engine_is_not_back_in_time_its_stream_ends_with_an_error(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    flags = ("--executor", profile(tmp_path, 0.01), "--set", "api.failover_timeout_s=0.01")
+    with Served(tiny_model_dir, *flags) as served:
         conn = start_stream(served, LONG)
         response = conn.getresponse()
         assert response.status == 200
@@ -43,11 +79,20 @@ def test_the_engine_is_killed_in_the_middle(tiny_model_dir: Path, tmp_path: Path
         assert last["error"]["code"] == 503, blocks[-1]
         assert "[DONE]" not in got.decode() and '"finish_reason":"' not in got.decode()
         conn.close()
-        assert ask(f"{served.url}/health").status == 503
+        until(lambda: ask(f"{served.url}/ready").status == 200)
+        assert ask(f"{served.url}/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200
+
+
+def test_an_engine_that_was_told_to_leave_stays_away(tiny_model_dir: Path) -> None:
+    with Served(tiny_model_dir, "--executor", "timed:instant") as served:
+        os.kill(served.engine_pid, signal.SIGTERM)
+        until(lambda: ask(f"{served.url}/health").status == 503)
+        until(lambda: "it is not started again" in "".join(served.log))
         assert ask(f"{served.url}/ready").status == 503
         refused = ask(f"{served.url}/v1/completions", {"prompt": "x"})
         assert (refused.status, refused.json["error"]["type"]) == (503, "ServiceUnavailableError")
         assert served.metric("engine_healthy") == 0.0
+        assert served.stop() == 70
 
 
 def test_a_forward_that_stands_still_turns_health_and_one_that_advances_does_not(

@@ -21,6 +21,11 @@ def set_affinity(cpus: Iterable[int]) -> None:
         _LOG.warning("a thread cannot be kept on CPUs %s: %s", sorted(wanted), exc)
 
 
+def usable_cpus() -> frozenset[int]:
+    """Where the calling thread may run; empty where nobody can tell."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
 @contextmanager
 def kept_affinity() -> Iterator[None]:
     """Whatever the block does to it, the calling thread's affinity is the same afterwards."""

@@ -21,6 +21,7 @@ from xllm.config.serve import EngineConfig, ServeConfig
 from xllm.errors import InstanceLost
 from xllm.launch.engine_process import EngineProcess
 from xllm.launch.starting_engine import StartingEngine
+from xllm.launch.supervisor import Supervisor
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord, InstanceRegistry
 from xllm.rpc.client import EngineClient
@@ -31,7 +32,6 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S = 30.0
 EXIT_ENGINE_LOST = 70
 """The engine process has ended and nothing was left to serve."""
-WATCH_S = 0.2
 
 
 def run_engine(
@@ -58,7 +58,7 @@ def serve(config: ServeConfig, starting: StartingEngine, phases: Phases) -> int:
     with phases.measure("waiting for the engine"):
         process = starting.wait()
     try:
-        return run_event_loop(_serve(config, text, process, phases))
+        return run_event_loop(_serve(config, text, process, starting.start_again, phases))
     finally:
         process.close()
 
@@ -68,7 +68,13 @@ def run_service(config: ServeConfig, endpoints: Sequence[str]) -> int:
     return run_event_loop(_serve_over(config, build_text(config), endpoints))
 
 
-async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess, phases: Phases) -> int:
+async def _serve(
+    config: ServeConfig,
+    text: TextPipeline,
+    process: EngineProcess,
+    start_again: Callable[[], EngineProcess],
+    phases: Phases,
+) -> int:
     began_s = time.monotonic()
 
     def report(url: str) -> None:
@@ -76,21 +82,22 @@ async def _serve(config: ServeConfig, text: TextPipeline, process: EngineProcess
         log.info("%s%s", SPANS_MARK, format_spans([*phases.spans, *process.spans]))
 
     registry = MemoryRegistry()
-    registry.publish(InstanceRecord(info=process.info, token=process.token))
-    watch = asyncio.create_task(_withdraw_when_dead(process, registry))
+
+    def publish(running: EngineProcess) -> None:
+        registry.publish(InstanceRecord(info=running.info, token=running.token))
+
+    async def withdraw(ended: EngineProcess) -> None:
+        log.critical("the engine process ended with status %s; new requests get 503", ended.returncode)
+        registry.withdraw(ended.info.id)
+
+    publish(process)
+    supervisor = Supervisor([start_again], on_ended=withdraw, on_started_again=publish)
+    supervisor.adopt([process])
     try:
         await run_edge(config, text, registry, on_listening=report)
+        return 0 if supervisor.processes else EXIT_ENGINE_LOST
     finally:
-        watch.cancel()
-    return 0 if process.is_alive else EXIT_ENGINE_LOST
-
-
-async def _withdraw_when_dead(process: EngineProcess, registry: MemoryRegistry) -> None:
-    """A dead engine leaves the registry: the edge answers 503 from then on, and says so in /health."""
-    while process.is_alive:
-        await asyncio.sleep(WATCH_S)
-    log.critical("the engine process ended with status %s; requests are answered 503", process.returncode)
-    registry.withdraw(process.info.id)
+        await supervisor.close()
 
 
 async def _serve_over(config: ServeConfig, text: TextPipeline, endpoints: Sequence[str]) -> int:

@@ -6,26 +6,40 @@ import sys
 import threading
 from collections.abc import Callable
 
+from xllm.base.affinity import set_affinity, usable_cpus
 from xllm.config.serve import EngineConfig
 from xllm.launch.engine_process import EngineProcess
 from xllm.launch.weights_bar import WeightsBar
 
 
 def start_engine(config: EngineConfig) -> StartingEngine:
-    """Begin to start an engine, with a progress bar while it reads its weights."""
+    """Begin to start an engine, with a progress bar while it reads its weights.
+
+    It runs on the CPUs of the caller as they are now; ``start_again`` starts another one there.
+    """
+    cpus = usable_cpus()
 
     def start() -> EngineProcess:
         with WeightsBar(sys.stderr) as bar:
             return EngineProcess.start(config, on_weights=bar.update)
 
-    return StartingEngine(start)
+    def start_again() -> EngineProcess:
+        if cpus:  # the caller may have left some of them to the engine; a new process would inherit that
+            set_affinity(cpus)
+        return EngineProcess.start(config)
+
+    return StartingEngine(start, start_again)
 
 
 class StartingEngine:
     """``wait`` for it, or ``abandon`` it."""
 
-    def __init__(self, start: Callable[[], EngineProcess]) -> None:
+    def __init__(
+        self, start: Callable[[], EngineProcess], start_again: Callable[[], EngineProcess] | None = None
+    ) -> None:
+        """``start_again``, where it is another way, starts a successor; each runs on a thread of its own."""
         self._start = start
+        self.start_again = start_again or start
         self._process: EngineProcess | None = None
         self._is_abandoned = False
         self._error: BaseException | None = None

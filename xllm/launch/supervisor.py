@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from xllm.base.clock import Clock, MonotonicClock
@@ -50,12 +50,15 @@ class Supervisor:
         starts: list[Callable[[], EngineProcess]],
         *,
         on_ended: Callable[[EngineProcess], Awaitable[None]],
+        on_started_again: Callable[[EngineProcess], object] = lambda process: None,
         clock: Clock | None = None,
         backoff: Callable[[], Backoff] = Backoff,
     ) -> None:
-        """``starts`` has one blocking function per slot; ``on_ended`` hears of every process that ended by itself."""
+        """``starts`` has one blocking function per slot; ``on_ended`` hears of every process that ended by itself,
+        ``on_started_again`` of every one that took its place."""
         self._starts = starts
         self._on_ended = on_ended
+        self._on_started_again = on_started_again
         self._clock = clock or MonotonicClock()
         self._backoff = backoff
         self._processes: list[EngineProcess | None] = [None] * len(starts)
@@ -81,7 +84,13 @@ class Supervisor:
             await asyncio.gather(*tries, return_exceptions=True)
             await self.close()
             raise
-        self._minders = [asyncio.create_task(self._mind(slot)) for slot in range(len(self._starts))]
+        self._begin()
+
+    def adopt(self, processes: Sequence[EngineProcess]) -> None:
+        """In place of :meth:`start`: one engine per slot runs already."""
+        assert len(processes) == len(self._starts)
+        self._processes = list(processes)
+        self._begin()
 
     async def close(self) -> None:
         """End every engine, all at the same time; bounded by the ends of the processes."""
@@ -91,6 +100,9 @@ class Supervisor:
         running = [process for process in self._processes if process is not None]
         self._processes = [None] * len(self._starts)
         await asyncio.gather(*(asyncio.to_thread(process.close) for process in running))
+
+    def _begin(self) -> None:
+        self._minders = [asyncio.create_task(self._mind(slot)) for slot in range(len(self._starts))]
 
     async def _try_start(self, slot: int) -> None:
         starting = StartingEngine(self._starts[slot])
@@ -126,3 +138,7 @@ class Supervisor:
                 await self._try_start(slot)
             except XllmError as exc:
                 log.error("engine %d could not be started: %s", slot, exc.message)
+                continue
+            started = self._processes[slot]
+            assert started is not None
+            self._on_started_again(started)

@@ -18,10 +18,12 @@ import pytest
 from tests.fakes.model_dirs import write_config
 from tests.fakes.scenes import run
 from tests.fakes.served_engine import Inbox, make_request, until
+from xllm.base.affinity import kept_affinity, set_affinity
 from xllm.config.load import load_arguments
 from xllm.config.serve import EngineConfig
 from xllm.errors import ConfigError, DeadlineExceeded, InstanceLost, ModelError, Unauthorized
 from xllm.launch.engine_process import EngineProcess
+from xllm.launch.starting_engine import StartingEngine, start_engine
 from xllm.perf.step_time import PROFILES, profile_json
 from xllm.rpc.client import EngineClient
 
@@ -301,3 +303,23 @@ def test_the_death_of_the_parent_ends_the_engine(tmp_path: Path, kind: str) -> N
     finally:
         if int(fork_text):
             os.kill(int(fork_text), signal.SIGKILL)
+
+
+def test_an_engine_that_is_started_again_may_use_what_the_first_one_could(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    if len(before) < 2:
+        pytest.skip("one CPU")
+    starting = start_engine(engine_config(tmp_path))
+    first = starting.wait()
+    try:
+        with kept_affinity():
+            set_affinity(
+                sorted(before)[:1]
+            )  # as the edge does, once it has left the other CPUs to the engine
+            again = StartingEngine(starting.start_again).wait()
+        try:
+            assert os.sched_getaffinity(again.pid) == os.sched_getaffinity(first.pid) == before
+        finally:
+            again.close()
+    finally:
+        first.close()

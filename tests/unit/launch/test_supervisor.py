@@ -93,6 +93,29 @@ def test_the_dead_are_started_again_and_those_who_left_are_not() -> None:
     run(scene)
 
 
+def test_an_engine_that_runs_already_is_adopted_and_its_successors_are_told() -> None:
+    async def scene() -> None:
+        slots = Slots(1)
+        told: list[Any] = []
+        supervisor = Supervisor(
+            [lambda: slots.start(0)],
+            on_ended=slots.note,
+            on_started_again=told.append,
+            backoff=lambda: Backoff(first_s=0.01, longest_s=0.05),
+        )
+        first = slots.start(0)
+        supervisor.adopt([first])
+        assert supervisor.processes == [first]
+        slots.num_to_fail = 2
+        slots.started[0][0].returncode = -9
+        await until(lambda: bool(told))
+        assert told == slots.started[0][1:] and slots.ended == ["engine-0"]
+        await supervisor.close()
+        assert all(p.is_closed for p in slots.started[0])
+
+    run(scene)
+
+
 def test_when_one_cannot_start_none_is_left() -> None:
     async def scene() -> None:
         slots = Slots(3)
