@@ -8,7 +8,7 @@ one right answer is known. In the first half every kind of fault strikes alone, 
 be read; in the second half they are drawn and overlap. Afterwards every engine must be empty. Status 1 when anything
 was lost, changed, repeated or left behind, or when a replica doubted an engine that nothing had struck.
 
-``--executor local`` runs the demo model in float32 in place of timed engines.
+``--executor local`` runs the demo model, float32 and batch-invariant, in place of timed engines.
 """
 
 from __future__ import annotations

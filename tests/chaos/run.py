@@ -189,7 +189,8 @@ def _report(
     return {
         "seed": options.seed,
         "world": {"engines": options.world.num_engines, "services": options.world.num_services,
-                  "executor": options.world.executor, "step_s": options.world.step_s,
+                  "executor": options.world.executor, "model": options.world.model,
+                  "step_s": options.world.step_s if options.world.executor == "timed" else None,
                   "lease_ttl_s": options.world.lease_ttl_s, "clients": options.num_clients},
         "problems": problems,
         "calls": dict(sorted(books.outcomes.items())),

@@ -35,7 +35,7 @@ class WorldOptions:
     num_engines: int = 4
     num_services: int = 2
     executor: str = "timed"
-    """``timed``: a step lasts ``step_s``; ``local``: the demo model itself in float32."""
+    """``timed``: a step lasts ``step_s``; ``local``: the demo model itself, float32 and batch-invariant."""
     step_s: float = 0.025
     lease_ttl_s: float = 3.0
     policy: str = "round_robin"
@@ -169,7 +169,7 @@ class World:
 
     def executor_flags(self) -> tuple[str, ...]:
         if self.options.executor == "local":
-            return "--dtype", "float32", "--device", "cpu", "--num-threads", "1"
+            return "--dtype", "float32", "--device", "cpu", "--num-threads", "1", "--batch-invariant"
         path = self.directory / "profile.json"
         profile = {**asdict(PROFILES["instant"]), "name": "chaos", "overhead_s": self.options.step_s}
         path.write_text(json.dumps(profile))
