@@ -5,6 +5,35 @@
 #include <vector>
 #include "vec.h"
 
+// The largest value of a row and where it stands first; NaN, and where, if there is one.
+static float largest_of(const float *x, long n, int64_t &at) {
+    const long span = 1024;
+    float best = -INFINITY;
+    at = 0;
+    for (long begin = 0; begin < n; begin += span) {
+        const long end = std::min(n, begin + span);
+        float top = -INFINITY;
+        long i = begin;
+        if (end - begin >= 4 * W) {
+            vf a = load(x + i), b = load(x + i + W), c = load(x + i + 2 * W), d = load(x + i + 3 * W);
+            vi bad = (a != a) | (b != b) | (c != c) | (d != d);
+            for (i += 4 * W; i + 4 * W <= end; i += 4 * W) {
+                const vf e = load(x + i), f = load(x + i + W), g = load(x + i + 2 * W), h = load(x + i + 3 * W);
+                bad |= (e != e) | (f != f) | (g != g) | (h != h);
+                a = vmax(e, a); b = vmax(f, b); c = vmax(g, c); d = vmax(h, d);
+            }
+            top = any_of(bad) ? NAN : max_of(vmax(vmax(a, b), vmax(c, d)));
+        }
+        for (; i < end; i++) if (top == top && !(x[i] <= top)) top = x[i]; // a NaN replaces all and stays
+        if (top > best || top != top) {
+            best = top;
+            for (at = begin; top == top ? x[at] != top : x[at] == x[at];) at++;
+            if (top != top) return best;
+        }
+    }
+    return best;
+}
+
 struct Largest {
     enum { SPAN = 64 };
     struct Value { float value; int32_t id; };

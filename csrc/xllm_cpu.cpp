@@ -230,6 +230,12 @@ void xllm_sample(const float *logits, int64_t rows, int64_t vocab, const float *
     }
 }
 
+// Of every row its largest value, and where that stands first; NaN if it has one.
+void xllm_largest(const float *logits, int64_t rows, int64_t vocab, float *best, int64_t *at, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (long r = 0; r < rows; r++) best[r] = largest_of(logits + r * vocab, vocab, at[r]);
+}
+
 void xllm_penalise(float *logits, int64_t vocab, const PenaltyArgs *rows, int64_t count, int threads) {
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long i = 0; i < count; i++) penalise(logits + rows[i].row * vocab, rows[i]);

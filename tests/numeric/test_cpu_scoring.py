@@ -1,4 +1,4 @@
-"""Penalties and log-probabilities of the CPU library: every variant, against torch."""
+"""Penalties, log-probabilities and largest logits of the CPU library: every variant, against torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from tests.fakes.compiler import HAS_COMPILER
 from xllm.engine.kernels.penalties import native as native_penalties
 from xllm.engine.kernels.penalties import reference as torch_penalties
 from xllm.engine.kernels.penalties.reference import PenalisedRow
+from xllm.engine.kernels.sampling import native as native_sampling
+from xllm.engine.kernels.sampling import reference as torch_sampling
 from xllm.engine.kernels.scoring import native as native_scoring
 from xllm.engine.kernels.scoring import reference as torch_scoring
 
@@ -68,3 +70,19 @@ def test_a_broken_row_is_not_sorted() -> None:
     logits[0, ::2], logits[1], logits[2, 5] = float("nan"), float("-inf"), float("inf")
     scores = native_scoring.score(logits, None, torch.zeros(3, dtype=torch.int64), [20, 20, 20])
     assert all(np.isnan(scores.logprobs))
+
+
+@pytest.mark.parametrize("vocab", [1, 15, 64, 1000, 1024, 1025, 8192, 151_936])
+def test_the_largest_logit_and_where_it_stands_first(variant: str, vocab: int) -> None:
+    """Equal values, masked rows, infinities and NaN in any place, as torch finds them."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randint(-40, 40, (40, vocab), generator=generator).to(torch.float32)
+    logits[1] = float("-inf")
+    logits[2, vocab // 2] = float("inf")
+    logits[3, 0] = logits[3, vocab - 1] = 50.0
+    for row in range(4, 24):
+        logits[row, torch.randint(vocab, (2,), generator=generator)] = float("nan")
+    wanted_best, wanted_ids = torch_sampling.pick_largest(logits)
+    best, ids = native_sampling.pick_largest(logits)
+    torch.testing.assert_close(best, wanted_best, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(ids, wanted_ids)

@@ -21,6 +21,8 @@ KERNEL_TABLE: Registry[Any] = Registry(
         "pack_weight.native": "xllm.engine.kernels.linear.native:pack_weight",
         "sample.reference": "xllm.engine.kernels.sampling.reference:sample_gumbel",
         "sample.native": "xllm.engine.kernels.sampling.native:sample_gumbel",
+        "pick.reference": "xllm.engine.kernels.sampling.reference:pick_largest",
+        "pick.native": "xllm.engine.kernels.sampling.native:pick_largest",
         "penalise.reference": "xllm.engine.kernels.penalties.reference:penalise",
         "penalise.native": "xllm.engine.kernels.penalties.native:penalise",
         "score.reference": "xllm.engine.kernels.scoring.reference:score",
@@ -46,6 +48,7 @@ PREFERENCE: Mapping[str, tuple[str, ...]] = {"cpu": ("native", "reference"), "cu
 FOLLOWS: Mapping[str, str] = {
     "pack_weight": "linear",
     "pack_experts": "moe",
+    "pick": "sample",
     "penalise": "sample",
     "score": "sample",
 }
@@ -70,6 +73,8 @@ class Kernels:
     """Rows differ in what they are called with; each has its attention backend."""
     contiguous_attention: Kernel
     sample: Kernel
+    pick: Kernel
+    """Of every row the largest logit and its token: what a greedy row samples, and how damaged rows are found."""
     penalise: Kernel
     score: Kernel
 

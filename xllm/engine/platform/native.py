@@ -105,6 +105,7 @@ _SIGNATURES = {
         *(c_void_p, c_int64, c_int),
     ),
     "xllm_final_norm": (c_int, c_void_p, c_int64, c_void_p, c_int64, c_float, c_void_p, c_int),
+    "xllm_largest": (c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_int),
     "xllm_penalise": (c_void_p, c_int64, POINTER(PenaltyArgs), c_int64, c_int),
     "xllm_score": (c_void_p, c_int64, *((c_void_p,) * 3), c_int64, c_int64, *((c_void_p,) * 4), c_int),
     "xllm_sample": (c_void_p, c_int64, c_int64, *((c_void_p,) * 8), c_int),

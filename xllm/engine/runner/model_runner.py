@@ -22,7 +22,7 @@ import torch
 from xllm.engine.attention import StepPlanner
 from xllm.engine.kernels import Kernel
 from xllm.engine.kernels.penalties.reference import penalise as penalise_with_torch
-from xllm.engine.kernels.sampling import sample_gumbel
+from xllm.engine.kernels.sampling import pick_largest, sample_gumbel
 from xllm.engine.kernels.scoring.reference import score as score_with_torch
 from xllm.engine.memory import KVMemory
 from xllm.engine.models import CausalLM, StepInterrupted
@@ -58,6 +58,7 @@ class ModelRunner:
         num_threads: int,
         graph_book: GraphBook | None = None,
         sample: Kernel = sample_gumbel,
+        pick: Kernel = pick_largest,
         penalise: Kernel = penalise_with_torch,
         score: Kernel = score_with_torch,
     ) -> None:
@@ -74,7 +75,7 @@ class ModelRunner:
             num_groups=len(kv.layout.groups),
         )
         self._score = score
-        self._sampler = Sampler(self._rows, sample, penalise=penalise, score=score)
+        self._sampler = Sampler(self._rows, sample, pick=pick, penalise=penalise, score=score)
 
     def prepare_thread(self) -> None:
         """Set what torch keeps per thread; called on the thread that will call ``run``."""

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from xllm.engine.kernels import Kernel
 from xllm.engine.kernels.penalties.reference import penalise as penalise_with_torch
-from xllm.engine.kernels.sampling import sample_gumbel
+from xllm.engine.kernels.sampling import pick_largest, sample_gumbel
 from xllm.engine.kernels.scoring.reference import score as score_with_torch
 from xllm.engine.runner.logprobs import score_tokens
 from xllm.engine.runner.masks import apply_mask
@@ -74,11 +74,13 @@ class Sampler:
         rows: PersistentRows,
         sample: Kernel = sample_gumbel,
         *,
+        pick: Kernel = pick_largest,
         penalise: Kernel = penalise_with_torch,
         score: Kernel = score_with_torch,
     ) -> None:
         self._rows = rows
         self._sample = sample
+        self._pick = pick
         self._score = score
         self._penalties = Penalties(rows, penalise)
 
@@ -103,7 +105,7 @@ class Sampler:
             self._penalties.apply(logits, penalised, row_ids[penalised])
         if mask is not None:
             apply_mask(logits, mask)
-        best, chosen = logits.max(dim=-1)
+        best, chosen = self._pick(logits)
         errors = _find_errors(best.cpu().numpy())
         drawn = np.flatnonzero(columns.temperature[row_ids] > 0)
         if len(drawn):

@@ -206,6 +206,7 @@ def _build_runner(
         num_threads=resolved.num_threads,
         graph_book=_build_graph_book(resolved, model, kv, planner, platform, build),
         sample=build.kernels.sample,
+        pick=build.kernels.pick,
         penalise=build.kernels.penalise,
         score=build.kernels.score,
     )

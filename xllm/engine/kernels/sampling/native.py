@@ -7,6 +7,20 @@ import torch
 from xllm.engine.platform.native import required_library
 
 
+def pick_largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """See the reference."""
+    library = required_library()
+    assert logits.dtype == torch.float32 and logits.ndim == 2, "float32 [N, V]"
+    logits = logits.contiguous()
+    best = torch.empty(len(logits), dtype=torch.float32)
+    ids = torch.empty(len(logits), dtype=torch.int64)
+    threads = min(library.num_threads(logits.numel()), len(logits))
+    library.lib.xllm_largest(
+        logits.data_ptr(), *logits.shape, best.data_ptr(), ids.data_ptr(), max(threads, 1)
+    )
+    return best, ids
+
+
 def sample_gumbel(
     logits: torch.Tensor,
     *,

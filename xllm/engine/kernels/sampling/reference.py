@@ -18,6 +18,19 @@ NOISE_CHUNK = 1 << 18
 """Elements of noise computed at once on the host: small enough to stay in the cache."""
 
 
+def pick_largest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of every row the largest logit and where it stands first; NaN, and where, in a row that has one.
+
+    Args:
+        logits: float32 ``[N, V]``.
+
+    Returns:
+        float32 ``[N]`` and int64 ``[N]``.
+    """
+    best, ids = logits.max(dim=-1)
+    return best, ids
+
+
 @torch.inference_mode()
 def sample_gumbel(
     logits: torch.Tensor,
