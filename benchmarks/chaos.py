@@ -8,7 +8,9 @@ one right answer is known. In the first half every kind of fault strikes alone, 
 be read; in the second half they are drawn and overlap. Afterwards every engine must be empty. Status 1 when anything
 was lost, changed, repeated or left behind, or when a replica doubted an engine that nothing had struck.
 
-``--executor local`` runs the demo model, float32 and batch-invariant, in place of timed engines.
+``--netns`` puts every engine into a network namespace, where links are pulled and packets vanish in the kernel, in
+place of a proxy before it. ``--executor local`` runs the demo model, float32 and batch-invariant, in place of timed
+engines.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.environment import describe
+from tests.chaos.namespaces import why_not
 from tests.chaos.run import ChaosOptions, format_report, run_chaos
-from tests.chaos.schedule import KINDS, Fault, build_schedule
+from tests.chaos.schedule import KINDS, NETNS_KINDS, Fault, build_schedule
 from tests.chaos.world import WorldOptions
 
 START_S = 60.0
@@ -40,6 +43,7 @@ def main() -> int:
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--executor", choices=("timed", "local"), default="timed")
+    parser.add_argument("--netns", action="store_true", help="engines in network namespaces; needs root")
     parser.add_argument("--policy", default="round_robin")
     parser.add_argument("--kinds", help="only these faults, in turn; separated by commas")
     parser.add_argument("--json", type=Path)
@@ -51,7 +55,14 @@ def main() -> int:
     services = ["service-0", "service-1"]
     kinds = args.kinds.split(",") if args.kinds else None
     half_s = args.minutes * 30.0
-    every = random.Random(args.seed).sample([*KINDS], len(KINDS))
+    if args.netns:
+        kinds = kinds or list(NETNS_KINDS)
+        reason = why_not()
+        if reason is not None:
+            print(f"--netns: this machine grants no network namespaces: {reason}", file=sys.stderr)
+            return 2
+    drawn = [kind for kind, weight in KINDS.items() if weight]
+    every = random.Random(args.seed).sample(drawn, len(drawn))
     lone = build_schedule(
         args.seed,
         half_s,
@@ -70,7 +81,9 @@ def main() -> int:
     options = ChaosOptions(
         seed=args.seed,
         faults=[*lone, *shifted],
-        world=WorldOptions(num_engines=args.engines, executor=args.executor, policy=args.policy),
+        world=WorldOptions(
+            num_engines=args.engines, executor=args.executor, policy=args.policy, netns=args.netns
+        ),
         num_clients=args.clients,
         say=lambda text: print(text, flush=True),
     )

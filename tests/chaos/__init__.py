@@ -2,6 +2,7 @@
 
 processes.py  one ``xllm`` process with a log file: start, signal, wait
 world.py      World: etcd, engines and service replicas, with a fault proxy on every link
+namespaces.py an engine on a network of its own, whose cable is pulled (optional)
 requests.py   the pool of request bodies, and what an undisturbed cluster answers to each
 load.py       clients that send them, compare every answer and keep books
 schedule.py   a seeded list of faults

@@ -41,6 +41,12 @@ class Faults:
         elif make is not None:
             await make(name, fault.lasts_s, on_struck, on_healed)
             return
+        elif name in self._world.networks:
+            network = self._world.networks[name]
+            on_struck()
+            await asyncio.to_thread(network.partition if fault.kind == "partition engine" else network.mute)
+            await asyncio.sleep(fault.lasts_s)
+            await asyncio.to_thread(network.heal)
         else:
             link = self._world.engine_links[name]
             on_struck()
@@ -66,6 +72,8 @@ class Faults:
                 process.send(signal.SIGCONT)
         for link in (*self._world.engine_links.values(), *self._world.etcd_links.values()):
             link.heal()
+        for network in self._world.networks.values():
+            network.heal()
 
     # -- private --
 

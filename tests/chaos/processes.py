@@ -20,7 +20,11 @@ END_S = 60.0
 class Process:
     """Started again and again with the same arguments; every life has its own generation."""
 
-    def __init__(self, name: str, args: Sequence[str], directory: Path) -> None:
+    def __init__(
+        self, name: str, args: Sequence[str], directory: Path, *, prefix: Sequence[str] = ()
+    ) -> None:
+        """``prefix`` stands before the command and must become it (exec), so that signals meet the process."""
+        self._prefix = tuple(prefix)
         self.name = name
         self.generation = 0
         self.is_stopped = False
@@ -60,7 +64,7 @@ class Process:
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self._log.open("ab") as log:
             self._begins_at = log.tell()
-            command = [sys.executable, "-m", "xllm.cli.main", *self._args]
+            command = [*self._prefix, sys.executable, "-m", "xllm.cli.main", *self._args]
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
         self.generation += 1
         self.is_stopped = self.is_ending = self.is_ready = False

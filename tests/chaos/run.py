@@ -191,7 +191,7 @@ def _report(
         "world": {"engines": options.world.num_engines, "services": options.world.num_services,
                   "executor": options.world.executor, "model": options.world.model,
                   "step_s": options.world.step_s if options.world.executor == "timed" else None,
-                  "lease_ttl_s": options.world.lease_ttl_s, "clients": options.num_clients},
+                  "lease_ttl_s": options.world.lease_ttl_s, "netns": options.world.netns, "clients": options.num_clients},
         "problems": problems,
         "calls": dict(sorted(books.outcomes.items())),
         "right_answers": dict(sorted(books.kinds.items())),

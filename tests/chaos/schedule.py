@@ -9,12 +9,19 @@ from dataclasses import dataclass
 ENGINE_KINDS = {
     "kill engine": 3, "freeze engine": 3, "end engine": 1, "cut engine": 2, "hold engine": 2,
     "hold engine's answers": 1, "slow engine": 2, "garbage from engine": 1, "garbage to engine": 1,
+    "partition engine": 0, "mute engine": 0,
 }  # fmt: skip
+"""Weights; 0: only by name, since it needs a network of its own."""
 SERVICE_KINDS = {"kill service": 2, "freeze service": 1, "end service": 1}
 ETCD_KINDS = {
     "kill etcd": 2, "freeze etcd": 1, "cut etcd": 1, "hold etcd": 1, "slow etcd": 1, "garbage from etcd": 1,
 }  # fmt: skip
 MACHINE_KINDS = {"8 CPU hogs": 1}
+NETNS_KINDS = (
+    "partition engine", "kill engine", "mute engine", "freeze engine", "partition engine", "end engine",
+    "kill service", "mute engine", "kill etcd",
+)  # fmt: skip
+"""What strikes, in turn, where engines have networks of their own and no proxy before them."""
 KINDS = {**ENGINE_KINDS, **SERVICE_KINDS, **ETCD_KINDS, **MACHINE_KINDS}
 AFTERMATH_S = 8.0
 """After a fault ends its target is left alone for this long: a restart, a lease, a connection."""

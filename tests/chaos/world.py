@@ -2,6 +2,8 @@
 
 client -> service-0, service-1 -> [proxy per engine] -> engine-0 ... engine-3
                  engines and services -> [proxy each] -> etcd
+
+With ``netns`` every engine has a network of its own in place of the proxy before it.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.chaos.namespaces import Namespace
 from tests.chaos.processes import Process
 from tests.fakes.etcd import Etcd, free_port
 from tests.fakes.fault_proxy import FaultProxy
@@ -43,6 +46,8 @@ class WorldOptions:
     forget_after_s: float = 60.0
     """Until a replica forgets a dead engine whose lease has ended."""
     num_trace_records: int = 65_536
+    netns: bool = False
+    """Engines in network namespaces."""
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = SETTLE_S) -> None:
@@ -67,11 +72,13 @@ class World:
         self.services: dict[str, Process] = {}
         self.urls: dict[str, str] = {}
         self.engine_links: dict[str, FaultProxy] = {}
-        """Between the services and an engine."""
+        """Between the services and an engine; none with ``netns``."""
+        self.networks: dict[str, Namespace] = {}
+        """Of each engine, with ``netns``."""
         self.etcd_links: dict[str, FaultProxy] = {}
         """Between a process and etcd."""
         self._stack = AsyncExitStack()
-        self._ports: dict[str, int] = {}
+        self._addresses: dict[str, str] = {}
 
     async def __aenter__(self) -> World:
         try:
@@ -110,7 +117,7 @@ class World:
 
         found = {}
         for name in self.engines:
-            client = await EngineClient.connect(f"127.0.0.1:{self._ports[name]}", peer="", token=TOKEN)
+            client = await EngineClient.connect(self._addresses[name], peer="", token=TOKEN)
             try:
                 found[name] = await client.load()
             finally:
@@ -158,12 +165,12 @@ class World:
             await self._until_ready(name)
         await until(self.is_whole, "every replica sees every engine")
 
-    async def _proxy(self, target: str) -> FaultProxy:
+    async def _proxy(self, target: str, host: str = "127.0.0.1") -> FaultProxy:
         self.seed += 1
-        return await self._stack.enter_async_context(FaultProxy(target, seed=self.seed))
+        return await self._stack.enter_async_context(FaultProxy(target, seed=self.seed, host=host))
 
-    async def _registry_flags(self, name: str) -> tuple[str, ...]:
-        link = self.etcd_links[name] = await self._proxy(self.etcd.endpoint)
+    async def _registry_flags(self, name: str, host: str = "127.0.0.1") -> tuple[str, ...]:
+        link = self.etcd_links[name] = await self._proxy(self.etcd.endpoint, host)
         ttl = f"registry.lease_ttl_s={self.options.lease_ttl_s:g}"
         return "--registry", f"etcd://{link.address}", "--set", ttl
 
@@ -179,16 +186,24 @@ class World:
         return "--set", f"server.num_trace_records={self.options.num_trace_records}"
 
     async def _add_engine(self, name: str) -> None:
-        port = self._ports[name] = free_port()
-        link = self.engine_links[name] = await self._proxy(f"127.0.0.1:{port}")
+        if self.options.netns:
+            network = self._stack.enter_context(Namespace(len(self.networks)).made())
+            self.networks[name] = network
+            address, prefix, outside = f"{network.inner}:{free_port()}", network.prefix, network.outer
+            advertised = address
+        else:
+            address, prefix, outside = f"127.0.0.1:{free_port()}", (), "127.0.0.1"
+            link = self.engine_links[name] = await self._proxy(address)
+            advertised = link.address
+        self._addresses[name] = address
         args = (
-            "engine", self.options.model, *self.executor_flags(), *await self._registry_flags(name),
-            "--instance-id", name, "--endpoint", f"127.0.0.1:{port}", "--advertise", link.address,
+            "engine", self.options.model, *self.executor_flags(), *await self._registry_flags(name, outside),
+            "--instance-id", name, "--endpoint", address, "--advertise", advertised,
             "--rpc-token", TOKEN, "--num-gpu-blocks-override", "4096",
             "--set", "server.migrate_after_s=0.5",
             *self._ring(),
         )  # fmt: skip
-        self.engines[name] = Process(name, args, self.directory)
+        self.engines[name] = Process(name, args, self.directory, prefix=prefix)
 
     async def _add_service(self, name: str) -> None:
         port = free_port()

@@ -39,9 +39,10 @@ class Way:
 class FaultProxy:
     """``async with FaultProxy("127.0.0.1:2379") as proxy: proxy.address``; every fault is ended by ``heal``."""
 
-    def __init__(self, target: str, *, seed: int = 0) -> None:
-        """``target``: HOST:PORT; it may be changed, or not be there yet."""
+    def __init__(self, target: str, *, seed: int = 0, host: str = "127.0.0.1") -> None:
+        """``target``: HOST:PORT; it may be changed, or not be there yet. ``host``: where to listen."""
         self.target = target
+        self._host = host
         self.address = ""
         self.num_bytes = 0
         """Relayed, both directions."""
@@ -54,8 +55,8 @@ class FaultProxy:
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def start(self, port: int = 0) -> FaultProxy:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", port)
-        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await asyncio.start_server(self._accept, self._host, port)
+        self.address = f"{self._host}:{self._server.sockets[0].getsockname()[1]}"
         return self
 
     async def close(self) -> None:
