@@ -82,6 +82,7 @@ class KVCache:
         self.block_size = layout.block_size
         self._is_state = tuple(g.kind == "state" for g in layout.groups)
         self._group_ids = range(len(layout.groups))
+        self._has_one_table = len(layout.groups) == 1 and not self._is_state[0]
         self.main_group = self._is_state.index(False)  # the one whose blocks stand for the load of the cache
         # A prefix is only useful when every group can restore it; a state group keeps no checkpoints yet.
         caching = enable_prefix_caching and not any(self._is_state)
@@ -244,7 +245,10 @@ class KVCache:
 
     def try_grow(self, tables: BlockTables, num_tokens: int) -> bool:
         """Make room for ``num_tokens`` tokens in all; False (and nothing changed) when the pools are exhausted."""
-        needs = [self.num_blocks_for(g, num_tokens) - len(tables.groups[g]) for g in self._group_ids]
+        if self._has_one_table and num_tokens <= len(tables.groups[0]) * self.block_size:
+            needs = [0]  # the usual step of the usual model
+        else:
+            needs = [self.num_blocks_for(g, num_tokens) - len(tables.groups[g]) for g in self._group_ids]
         if max(needs) > 0 or not self.placement.is_placed(tables):
             fresh = self.placement.try_take(tables, tables.groups, needs)
             if fresh is None:

@@ -77,7 +77,8 @@ class EngineCore:
         self._inflight: deque[tuple[ScheduledStep, float, float]] = deque()
         self._deadlines = Deadlines()
         self._next_seq = 0
-        self._totals = {"prompt": 0, "output": 0}
+        self._num_prompt_tokens = 0
+        self._num_output_tokens = 0
         self._step_time_s = 0.0
         self._step_overhead_s = 0.0
         self._answered_s = float("-inf")
@@ -127,7 +128,7 @@ class EngineCore:
             if mask is not None:
                 self._masks[seq.id] = mask
         self.scheduler.add(seqs[0], seqs[1:], now_s)
-        self._totals["prompt"] += len(request.prompt_token_ids)
+        self._num_prompt_tokens += len(request.prompt_token_ids)
         self._trace.record(
             request.id,
             "queued",
@@ -294,7 +295,7 @@ class EngineCore:
                 self.scheduler.release_forks(seq)
         for token in tokens:
             seq.token_ids.append(token)
-            self._totals["output"] += 1
+            self._num_output_tokens += 1
             reason, stop_id = check_stop(seq)
             if reason is not None:
                 return self._finish(seq, reason, stop_reason=stop_id, logprobs=logprobs)
@@ -429,8 +430,8 @@ class EngineCore:
             blocks_pinned=pool.num_pinned,
             num_preemptions=scheduler.num_preemptions,
             num_wasted_tokens=self.num_wasted_tokens,
-            num_prompt_tokens=self._totals["prompt"],
-            num_output_tokens=self._totals["output"],
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_output_tokens=self._num_output_tokens,
             prefix_query_tokens=scheduler.num_query_tokens,
             prefix_hit_tokens=scheduler.num_hit_tokens,
             predicted_peak_blocks=scheduler.predicted_peak_blocks(),

@@ -12,12 +12,8 @@ def check_stop(seq: Sequence) -> tuple[FinishReason | None, int | None]:
     ``min_tokens`` holds even where a mask could not: a stop id below it does not end the choice.
     """
     token = seq.token_ids[-1]
-    request = seq.request
-    if seq.num_output >= request.sampling.min_tokens:
-        if token in seq.stop_ids:
-            return "stop", token
-        if token in request.eos_token_ids and not request.sampling.ignore_eos:
-            return "stop", None
-    if seq.num_output >= seq.max_output_tokens:
+    if token in seq.end_ids and seq.num_output >= seq.request.sampling.min_tokens:
+        return "stop", token if token in seq.stop_ids else None
+    if len(seq.token_ids) >= seq.end_len:
         return "length", None
     return None, None

@@ -120,15 +120,15 @@ class Sampler:
 
     def remember(self, samples: Samples, plan: StepPlan) -> None:
         """Extend the histories by the samples that follow a row's last token."""
+        if not len(samples.tokens):
+            return
+        owners, positions, tokens = plan.sample_owner, plan.sample_positions, samples.tokens
         extends = plan.is_last_sample
         if samples.errors:
-            extends = extends.copy()
             extends[[index for index, _ in samples.errors]] = False
-        if len(samples.tokens):
-            owners = plan.sample_owner[extends]
-            self._rows.append_samples(
-                plan.rows[owners], plan.sample_positions[extends], samples.tokens[extends]
-            )
+        if not extends.all():
+            owners, positions, tokens = owners[extends], positions[extends], tokens[extends]
+        self._rows.append_samples(plan.rows[owners], positions, tokens)
 
     def _add_biases(self, logits: torch.Tensor, row_ids: IntArray) -> None:
         columns = self._rows.sampling

@@ -106,13 +106,12 @@ def _expand(start: IntArray, num_new: IntArray, query_start: IntArray) -> tuple[
 
 def _plan_logits(query_start: IntArray, num_new: IntArray, num_logits: IntArray) -> dict[str, IntArray]:
     """The last ``num_logits`` tokens of each row."""
-    total = int(num_logits.sum())
-    if total == int(np.count_nonzero(num_logits)):  # at most one per row
+    if num_logits.max() <= 1:
         owner = np.flatnonzero(num_logits)
         return {"sample_tokens": query_start[owner + 1] - 1, "sample_owner": owner}
     owner = np.repeat(np.arange(len(num_logits)), num_logits)
     ends = np.cumsum(num_logits)
-    back = ends[owner] - np.arange(total)
+    back = ends[owner] - np.arange(ends[-1])
     return {"sample_tokens": query_start[owner + 1] - back, "sample_owner": owner}
 
 
@@ -132,11 +131,11 @@ def _check(
     rows: PersistentRows, row_ids: IntArray, start: IntArray, num_new: IntArray, num_logits: IntArray
 ) -> None:
     end = start + num_new
-    known = rows.is_known[row_ids] & (rows.num_tokens[row_ids] >= end)
-    has_blocks = rows.num_blocks[0, row_ids] * rows.block_size >= end
-    fine = known & has_blocks & (num_new >= 1) & (num_logits <= num_new)
-    if not fine.all():
-        i = int(np.flatnonzero(~fine)[0])
+    known = rows.num_tokens.take(row_ids)  # a row that nobody introduced has none
+    slots = rows.num_blocks[0].take(row_ids) * rows.block_size
+    bad = (np.minimum(known, slots) < end) | (num_new < np.maximum(num_logits, 1))
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
         row = int(row_ids[i])
         raise InternalError(
             f"row {row} is scheduled for tokens {start[i]}..{end[i]} with {num_logits[i]} logits, but the body has "

@@ -51,6 +51,8 @@ class Sequence:
         "choice",
         "deadline_s",
         "due_s",
+        "end_ids",
+        "end_len",
         "first_token_s",
         "generation",
         "id",
@@ -108,7 +110,12 @@ class Sequence:
         self.num_emitted = len(resumed)
         self.num_ready = len(self.token_ids)
         self.max_output_tokens = max_output_tokens
+        self.end_len = self.num_prompt + max_output_tokens
+        """Tokens, prompt included, at which it has its length."""
         self.stop_ids = frozenset(request.sampling.stop_token_ids)
+        ignored = request.sampling.ignore_eos
+        self.end_ids = self.stop_ids if ignored else self.stop_ids.union(request.eos_token_ids)
+        """Tokens that end it, once it may end."""
         self.num_computed = 0
         self.num_inflight = 0
         self.num_pending_samples = 0
@@ -156,9 +163,8 @@ class Sequence:
     @property
     def num_needed(self) -> int:
         """Tokens to schedule until the last known (or ordered) one; 0 when output ordered so far must end it."""
-        if self.num_output + self.num_pending_samples >= self.max_output_tokens:
-            return 0
-        return len(self.token_ids) + self.num_pending_samples - self.num_computed - self.num_inflight
+        known = len(self.token_ids) + self.num_pending_samples
+        return known - self.num_computed - self.num_inflight if known < self.end_len else 0
 
     @property
     def is_finished(self) -> bool:
