@@ -35,6 +35,9 @@ FOREIGN_FLAGS = {
     "--resume",
     "--device",
     "--minutes",
+    "--clients",
+    "--engines",
+    "--netns",
 }
 
 
