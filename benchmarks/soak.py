@@ -4,8 +4,9 @@
 
 Two timed engines and two service replicas over a real etcd stay all the time. Meanwhile clients connect, ask, leave
 in the middle or read to the end; guests (engines of the same model, and of another one) join and leave, by SIGTERM
-or kill -9. Rings and patience are small, so that what grows to a bound has reached it early. After a warm-up
-everything is stopped for a moment and measured, likewise at the end; RSS is sampled in between.
+or kill -9; new revisions of the model are rolled out on two engines, take over, and are rolled back. Rings and
+patience are small, so that what grows to a bound has reached it early. After a warm-up everything is stopped for a
+moment and measured, likewise at the end; RSS is sampled in between.
 
 Reported per process: RSS before and after and its slope (Theil-Sen, MiB/min, over the last two thirds), asyncio tasks,
 descriptors, sockets and threads at rest before and after; KV blocks used and leased at rest. Status 1 when tasks,
@@ -61,6 +62,7 @@ class Churn:
         self._is_over = False
         self._tasks = [asyncio.create_task(self._leave_early()) for _ in range(self._num_clients)]
         self._tasks += [asyncio.create_task(self._invite(model)) for model in ("demo", self._other_model())]
+        self._tasks.append(asyncio.create_task(self._roll_out()))
 
     async def stop(self) -> None:
         self._is_over = True
@@ -89,23 +91,48 @@ class Churn:
     async def _invite(self, model: str) -> None:
         """One guest after the other."""
         while not self._is_over:
-            self._num_guests += 1
-            name = f"guest-{self._num_guests}"
-            flags = self._world.executor_flags()
-            url = f"etcd://{self._world.etcd.endpoint}"
-            args = ("engine", model, *flags, "--registry", url, "--instance-id", name, "--rpc-token", TOKEN)
-            guest = Process(name, args, self._world.directory)
-            guest.start()
+            guest = self._guest(model)
             try:
                 await guest.until("ready at")
                 await asyncio.sleep(self._rng.uniform(3.0, 8.0))
-                number = signal.SIGKILL if self._rng.random() < 0.4 else signal.SIGTERM
-                guest.send(number)
-                await guest.wait()
-                self.counts[f"guests ended by {number.name}"] += 1
+                await self._end(guest, self._rng.random() < 0.4)
                 self.counts["guests of another model"] += model != "demo"
             finally:
                 guest.destroy()
+
+    async def _roll_out(self) -> None:
+        """One revision after the other on two engines; one of them may be killed, then the other has its streams."""
+        number = 0
+        while not self._is_over:
+            number += 1
+            pair = [self._guest("demo", "--revision", f"r{number}") for _ in range(2)]
+            try:
+                for guest in pair:
+                    await guest.until("ready at")
+                await asyncio.sleep(self._rng.uniform(4.0, 8.0))
+                await self._end(pair[0], self._rng.random() < 0.4)
+                await asyncio.sleep(self._rng.uniform(0.0, 2.0))
+                await self._end(pair[1], False)
+                self.counts["revisions rolled out and back"] += 1
+            finally:
+                for guest in pair:
+                    guest.destroy()
+            await asyncio.sleep(self._rng.uniform(3.0, 6.0))
+
+    def _guest(self, model: str, *flags: str) -> Process:
+        self._num_guests += 1
+        name = f"guest-{self._num_guests}"
+        where = ("--registry", f"etcd://{self._world.etcd.endpoint}", "--rpc-token", TOKEN)
+        args = ("engine", model, *flags, *self._world.executor_flags(), *where, "--instance-id", name)
+        guest = Process(name, args, self._world.directory)
+        guest.start()
+        return guest
+
+    async def _end(self, guest: Process, is_killed: bool) -> None:
+        number = signal.SIGKILL if is_killed else signal.SIGTERM
+        guest.send(number)
+        await guest.wait()
+        self.counts[f"guests ended by {number.name}"] += 1
 
     def _other_model(self) -> str:
         path = self._world.directory / "another-model"
@@ -185,6 +212,9 @@ def _report(
 ) -> dict[str, Any]:
     before, after = holdings
     problems = [f"{name}: {outcomes[name]}" for name in FORBIDDEN if outcomes[name]] + tracebacks(world)
+    takeovers = {name: process.text.count("takes over from") for name, process in world.services.items()}
+    if not all(takeovers.values()):
+        problems.append(f"no revision took over: {takeovers}")
     processes: dict[str, Any] = {}
     for name in world.processes:
         tail = samples[name][len(samples[name]) // 3 :]
@@ -203,6 +233,7 @@ def _report(
         "seconds": round(time.monotonic() - began_s),
         "calls": dict(sorted(outcomes.items())),
         "churn": dict(sorted(counts.items())),
+        "revisions_took_over": takeovers,
         "processes": processes,
         "failures": failures,
         "rss_samples_mib": {
