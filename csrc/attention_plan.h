@@ -1,7 +1,7 @@
 // Which thread attends what: owners (queries of a sequence that are worked on together), jobs (keys of an owner and some
 // of its heads, or keys that several owners share and one head), and phases (jobs that may run at the same time).
 //
-// Sequences whose block tables begin with the same blocks form a group: the keys of those blocks are read once for the
+// Sequences whose block tables begin with the same names form a group: the keys of those blocks are read once for the
 // rows of all of them, before the rest of each. Groups form a tree of at most MAX_DEPTH levels, one phase each. What a
 // part of PART keys gave so far is kept in the owner's slots and continued from there, so an owner meets the same tiles
 // in the same order with or without a group.
@@ -19,7 +19,7 @@
 
 struct AttentionArgs {
     const void *q, *k, *v; void *out; // q and out: [T][heads][head_dim], q rows q_stride elements apart
-    const int32_t *tables; const int64_t *query_start, *seq_lens;
+    const int32_t *tables, *names; const int64_t *query_start, *seq_lens; // names: equal where sequences share a block
     int64_t num_seqs, table_stride, heads, kv_heads, head_dim, q_stride;
     int64_t block_size, block_stride, head_stride, token_stride; // of the pools, in elements
     int64_t window; // 0 = none
@@ -56,6 +56,7 @@ struct AttentionPlan {
     std::vector<Phase> phases;
     std::vector<float> slots;
     int64_t num_shared = 0; // reads of tiles saved by groups, per head
+    static inline std::atomic<int64_t> num_shared_ever{0}; // over all plans of the process
 };
 
 class Planner {
@@ -68,7 +69,7 @@ class Planner {
 
     long count_of(long s) const { return a.query_start[s + 1] - a.query_start[s]; }
     long start_of(long s) const { return a.seq_lens[s] - count_of(s); }
-    const int32_t *table_of(long s) const { return a.tables + s * a.table_stride; }
+    const int32_t *names_of(long s) const { return a.names + s * a.table_stride; }
     long rows_of(const Owner &o) const { return o.count * group; }
     long slot_size(const Owner &o) const { return a.kv_heads * rows_of(o) * (wide + 2); }
     long heads_together(const Owner &o) const { return reads_runs && rows_of(o) <= FEW_ROWS ? std::min((long)a.kv_heads, ROWS_TOGETHER / rows_of(o)) : 1; }
@@ -96,14 +97,14 @@ class Planner {
             if (count_of(s) > 0 && count_of(s) * group <= UNIT_ROWS / 4 && start_of(s) >= TILE) order.push_back(s);
         auto blocks = [&](long s) { return (start_of(s) + a.block_size - 1) / a.block_size; };
         std::sort(order.begin(), order.end(), [&](long x, long y) { // in the order of a dictionary
-            const int32_t *p = table_of(x), *q = table_of(y);
+            const int32_t *p = names_of(x), *q = names_of(y);
             const long n = blocks(x), m = blocks(y), both = std::min(n, m), same = std::mismatch(p, p + both, q).first - p;
             return same < both ? p[same] < q[same] : n != m ? n < m : x < y;
         });
         for (size_t i = 0; i + 1 < order.size(); i++) {
             const long x = order[i], y = order[i + 1], n = std::min(blocks(x), blocks(y));
-            const int32_t *p = table_of(x);
-            const long keys = (std::mismatch(p, p + n, table_of(y)).first - p) * a.block_size;
+            const int32_t *p = names_of(x);
+            const long keys = (std::mismatch(p, p + n, names_of(y)).first - p) * a.block_size;
             common.push_back(std::min(keys, std::min(start_of(x), start_of(y))) / TILE * TILE);
         }
     }
@@ -208,6 +209,7 @@ public:
         find_common();
         add_groups(0, order.size(), 0, 0, floats);
         add_rest(floats);
+        plan.num_shared_ever += plan.num_shared;
         plan.slots.resize(floats);
         for (Phase &phase : plan.phases)
             std::stable_sort(phase.jobs.begin(), phase.jobs.end(), [](const Job &x, const Job &y) { return x.cost > y.cost; });

@@ -194,6 +194,8 @@ void xllm_attention(int type, const AttentionArgs *args, int64_t step, int threa
     });
 }
 
+int64_t xllm_num_shared_tiles() { return AttentionPlan::num_shared_ever; }
+
 // x [tokens][hidden] -> out [tokens][hidden]
 void xllm_moe(int type, const MoeArgs *args, const void *x, int64_t tokens, void *out, int threads) {
     MoeWork &work = moe_work();

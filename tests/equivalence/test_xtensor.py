@@ -23,6 +23,7 @@ from tests.equivalence.engines import (
 )
 from tests.equivalence.families import VOCAB
 from xllm.engine.memory.mapper import Mapper
+from xllm.engine.platform.native import native_library
 
 GetModel = Callable[[str], SmallModel]
 WIDE = "qwen3-wide-kv"  # four tokens per page
@@ -210,4 +211,23 @@ def test_aborts_give_ranges_back(depth: int, small_model: GetModel) -> None:
     assert [done[f"victim {n}", 0].finish_reason for n in (4, 9)] == ["abort", "abort"]
     assert len(range_placement(engine).book.idle) == 6
     check_pages(engine)
+    engine.close()
+
+
+@pytest.mark.parametrize("kv_layout", ["paged", "xtensor"])
+def test_rows_read_a_common_prefix_once(kv_layout: str, small_model: GetModel) -> None:
+    """In pages too, though every row has the shared ones at addresses of its own."""
+    library = native_library()
+    if library is None:
+        pytest.skip("no C++ compiler")
+    model = small_model(WIDE)
+    engine = build_engine(model.path, kv_layout=kv_layout, max_model_len=1024, max_num_seqs=6, num_blocks=600)
+    rng = random.Random(3)
+    shared = tuple(rng.randrange(VOCAB) for _ in range(200))
+    run_and_compare(engine, model.reference, {"first": shared}, 4, f"{kv_layout}, alone")
+    before = library.num_shared_tiles
+    prompts = {f"r{i}": shared + tuple(rng.randrange(VOCAB) for _ in range(5 + i)) for i in range(5)}
+    run_and_compare(engine, model.reference, prompts, 12, f"{kv_layout}, shared")
+    num_saved = library.num_shared_tiles - before
+    assert num_saved >= 11 * 4 * (200 // 64)  # every decode: five rows and one read of each tile
     engine.close()

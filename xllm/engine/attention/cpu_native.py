@@ -6,6 +6,7 @@ There is nothing to gather and nothing to mask in advance, so planning is two in
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,21 @@ _KEYS = itertools.count(1)
 class NativePlanner:
     """Plans the metadata of every step; the counterpart of AttentionPlanner and ContiguousPlanner."""
 
-    def __init__(self, *, block_size: int, num_kv_heads: int, rows_per_token: int | None) -> None:
-        """``rows_per_token``: of the contiguous layout, in rows of ``head_dim`` numbers; None: blocks."""
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        num_kv_heads: int,
+        rows_per_token: int | None,
+        names_of: Callable[[npt.NDArray[np.int32]], npt.NDArray[np.int32]] | None = None,
+    ) -> None:
+        """Which step planner this is.
+
+        Args:
+            rows_per_token: of the contiguous layout, in rows of ``head_dim`` numbers; None: blocks.
+            names_of: block numbers -> names, equal where rows share a block; None: the numbers are.
+        """
+        self._names_of = names_of
         self._block_size = block_size
         self._rows_per_token = rows_per_token
         self._heads = np.arange(num_kv_heads, dtype=np.int64)
@@ -47,13 +61,15 @@ class NativePlanner:
         all_stored = len(stored) == len(slot_mapping)
         slots = slot_mapping if all_stored else slot_mapping[stored]
         write_rows = self._rows(slots)
+        tables = np.ascontiguousarray(block_tables, dtype=np.int32)
         return AttentionMetadata(
             num_seqs=len(queries),
             num_tokens=int(start[-1]),
             max_query_len=int(queries.max()),
             query_start=start,
             seq_lens=lengths,
-            block_tables=np.ascontiguousarray(block_tables, dtype=np.int32),
+            block_tables=tables,
+            block_names=None if self._names_of is None else self._names_of(tables),
             write_rows=torch.from_numpy(write_rows.reshape(-1)),
             write_tokens=None if all_stored else torch.from_numpy(stored),
             groups={},
@@ -119,7 +135,12 @@ class NativeAttention:
         if self._rows is None or self._rows[0] is not metadata:
             tables = np.ascontiguousarray(metadata.block_tables, dtype=np.int32)
             rows = StepRows(
-                metadata.query_start, metadata.seq_lens, tables, next(_KEYS), self._are_prefixes_shared
+                metadata.query_start,
+                metadata.seq_lens,
+                tables,
+                next(_KEYS),
+                self._are_prefixes_shared,
+                metadata.block_names,
             )
             self._rows = (metadata, rows)
         return self._rows[1]

@@ -61,6 +61,8 @@ class AttentionMetadata:
     """``[S]``, including the new tokens."""
     block_tables: npt.NDArray[np.int32]
     """``[S, M]``; entries beyond a row's blocks, or behind its window, are not read."""
+    block_names: npt.NDArray[np.int32] | None = None
+    """The same shape: equal where rows share a block that lies at a number of its own for each; None: the tables."""
     write_rows: torch.Tensor
     """int64 ``[W * H]``: pool rows of the written tokens, see the KV write kernel."""
     write_tokens: torch.Tensor | None

@@ -23,6 +23,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 from msgspec import structs
 
 from xllm.engine.memory.mapper import Mapper
@@ -137,7 +139,8 @@ class PageMap:
         self.mapper = mapper
         self._geometry = geometry
         self._background = background
-        self._at: dict[tuple[int, int], int] = {}
+        # Of every place its page + 1, 0: none. Zeros that nobody touches cost no memory.
+        self._page_at = np.zeros(geometry.num_ranges * geometry.pages_per_range, dtype=np.int32)
         self._ahead: dict[tuple[int, int], PageOrder] = {}
         self._rows: dict[int, _RowPages] = {}
 
@@ -168,6 +171,12 @@ class PageMap:
         if not is_changed:
             return batch
         return structs.replace(batch, rows=tuple(rows), new_rows=new_rows, page_orders=())
+
+    def names_of(self, numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Names of the pages that these block numbers reach: equal for equal pages, wherever rows have them."""
+        num_places = len(self._page_at)
+        at = self._page_at[np.minimum(numbers, num_places - 1)]
+        return np.where(numbers < num_places, at, numbers - np.int32(num_places - 1))
 
     def wait(self) -> None:
         """Return when nothing runs in the background."""
@@ -200,16 +209,16 @@ class PageMap:
         geometry, page = self._geometry, row.pages[offset]
         if offset >= geometry.pages_per_range:
             raise InternalError(f"page {offset} of a virtual range of {geometry.pages_per_range} pages")
-        place = (row.range_id, offset)
-        if self._at.get(place) != page:
-            order = self._ahead.pop(place, None)  # it was meant for later, but is needed now
+        place = row.range_id * geometry.pages_per_range + offset
+        if self._page_at[place] != page + 1:
+            order = self._ahead.pop((row.range_id, offset), None)  # it was meant for later, but is needed now
             if order is None or (order.kind, order.page) != ("map", page):
                 self.num_repaired += 1
                 order = PageOrder("map", row.range_id, offset, page)
             self._carry_out(order)
-            if self._at.get(place) != page:
-                return geometry.num_ranges * geometry.pages_per_range + page
-        return row.range_id * geometry.pages_per_range + offset
+            if self._page_at[place] != page + 1:
+                return len(self._page_at) + page
+        return place
 
     def _carry_out_ahead(self, orders: Sequence[PageOrder]) -> None:
         for order in orders:
@@ -217,18 +226,18 @@ class PageMap:
         self.num_ahead += sum(order.kind == "map" for order in orders)
 
     def _carry_out(self, order: PageOrder) -> None:
-        place = (order.range_id, order.offset)
-        if order.kind == "map" and self._at.get(place) == order.page:
+        place = order.range_id * self._geometry.pages_per_range + order.offset
+        if order.kind == "map" and self._page_at[place] == order.page + 1:
             return  # its unmapping was taken back, or never came: a row may be using the place already
         try:
             if order.kind == "map":
-                self._at.pop(place, None)
+                self._page_at[place] = 0
                 self.mapper.map(order.range_id, order.offset, order.page)
-                self._at[place] = order.page
+                self._page_at[place] = order.page + 1
                 self.num_mapped += 1
             else:
                 self.mapper.unmap(order.range_id, order.offset)
-                self._at.pop(place, None)
+                self._page_at[place] = 0
                 self.num_unmapped += 1
         except OSError as exc:
             self.num_refused += 1

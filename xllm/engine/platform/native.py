@@ -47,7 +47,9 @@ class HeadsArgs(ctypes.Structure):
 class AttentionArgs(ctypes.Structure):
     """``struct AttentionArgs`` of csrc/attention.h."""
 
-    _fields_ = [(name, c_void_p) for name in ("q", "k", "v", "out", "tables", "query_start", "seq_lens")]
+    _fields_ = [
+        (name, c_void_p) for name in ("q", "k", "v", "out", "tables", "names", "query_start", "seq_lens")
+    ]
     _fields_ += [(name, c_int64) for name in ("num_seqs", "table_stride", "heads", "kv_heads", "head_dim")]
     _fields_ += [(name, c_int64) for name in ("q_stride", "block_size", "block_stride", "head_stride")]
     _fields_ += [(name, c_int64) for name in ("token_stride", "window", "split_below", "are_shared")]
@@ -124,11 +126,17 @@ class NativeLibrary:
         for name, types in _SIGNATURES.items():
             function = getattr(self.lib, name)
             function.argtypes, function.restype = types, None
+        self.lib.xllm_num_shared_tiles.restype = c_int64
 
     @staticmethod
     def num_threads(num_elements: int) -> int:
         """Threads for work over so many elements: torch's number, or one where starting them would cost more."""
         return torch.get_num_threads() if num_elements >= MIN_PARALLEL_ELEMENTS else 1
+
+    @property
+    def num_shared_tiles(self) -> int:
+        """Reads of a tile of keys that attention has saved in this process, because rows share a prefix."""
+        return int(self.lib.xllm_num_shared_tiles())
 
     @property
     def has_dot_bf16(self) -> bool:

@@ -138,7 +138,12 @@ def _build_planner(
 ) -> StepPlanner:
     spec, rows = resolved.spec, _contiguous_rows(resolved)
     if isinstance(build.attention, NativeAttention):
-        return NativePlanner(block_size=kv.block_size, num_kv_heads=spec.num_kv_heads, rows_per_token=rows)
+        return NativePlanner(
+            block_size=kv.block_size,
+            num_kv_heads=spec.num_kv_heads,
+            rows_per_token=rows,
+            names_of=kv.pages.names_of if isinstance(kv, XTensor) else None,
+        )
     if rows is not None:
         return ContiguousPlanner(
             block_size=kv.block_size,

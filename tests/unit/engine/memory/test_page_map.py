@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import numpy as np
 import pytest
 
 from tests.fakes.batches import make_request
@@ -55,6 +56,16 @@ def test_pages_become_block_numbers_when_they_are_needed() -> None:
     grown = pages.place(batch(3, BatchRow(0, 7, 2, ((3,),)), orders=maps(1, 3, first=3)))
     assert grown.rows[0].new_block_ids == ((10,),)
     assert (pages.num_mapped, pages.num_repaired) == (4, 0)
+
+
+def test_a_page_has_one_name_at_all_its_numbers() -> None:
+    """Two ranges and the linear view; places where nothing is mapped have no page's name."""
+    pages, _ = make()
+    pages.place(batch(1, BatchRow(0, 0, 8, ()), new=(new_row(0, 1, 9, 5),), orders=maps(1, 9, 5)))
+    pages.place(batch(2, BatchRow(1, 0, 8, ()), new=(new_row(1, 2, 9, 7),), orders=maps(2, 9, 7)))
+    names = pages.names_of(np.array([[8, 9, LINEAR + 9], [16, 17, LINEAR + 5]], dtype=np.int32))
+    assert names[0, 0] == names[1, 0] == names[0, 2] and names[0, 1] == names[1, 2] != names[1, 1]
+    assert len({*names.reshape(-1).tolist()}) == 3 and pages.names_of(np.zeros((1, 1), np.int32)) == 0
 
 
 def test_orders_ahead_are_done_before_the_next_step() -> None:

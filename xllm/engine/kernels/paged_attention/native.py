@@ -43,14 +43,18 @@ class StepRows:
     """Names these rows in this process: calls with the same key share their plan; 0 = never."""
     are_prefixes_shared: bool = True
     """Whether rows whose tables begin alike read those blocks once; results do not depend on it."""
+    block_names: npt.NDArray[np.int32] | None = None
+    """``[S, M]``, what says whether they begin alike; None: the tables themselves."""
 
 
 def attention_args(
     rows: StepRows, strides: KVStrides, *, num_heads: int, num_kv_heads: int, head_dim: int, num_threads: int
 ) -> AttentionArgs:
     """What all layers of a step share."""
+    names = rows.block_tables if rows.block_names is None else rows.block_names
     return AttentionArgs(
         tables=rows.block_tables.ctypes.data,
+        names=names.ctypes.data,
         query_start=rows.query_start.ctypes.data,
         seq_lens=rows.seq_lens.ctypes.data,
         num_seqs=len(rows.seq_lens),
