@@ -186,6 +186,7 @@ def _report(
 ) -> dict[str, Any]:
     books = load.books
     logs = {name: process.text for name, process in world.services.items()}
+    drained = "".join(process.text for process in world.engines.values())
     return {
         "seed": options.seed,
         "world": {"engines": options.world.num_engines, "services": options.world.num_services,
@@ -200,6 +201,7 @@ def _report(
         "failures": books.failures,
         "recovery": summarize(watch.marks),
         "false_alarms": watch.false_alarms,
+        "migrated_by_drains": sum(map(int, re.findall(r"(\d+) requests went on elsewhere", drained))),
         "connections_cut_by_services": sum(len(re.findall("its connection is cut", text)) for text in logs.values()),
         "worst_lag_of_the_harness_s": round(watch.worst_lag_s, 3),
         "settled_s": settled_s,

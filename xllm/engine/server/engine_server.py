@@ -313,6 +313,8 @@ class EngineServer:
 
     def _check_drained(self) -> None:
         if self._core.num_unfinished == 0:
+            if self._drain_timer is not None:
+                log.info("drained: %d requests went on elsewhere", self._num_migrated)
             self._stop_drain_timer()
             if self._ends_when_drained:
                 self.end("the engine has drained and ends")
