@@ -19,4 +19,5 @@ openapi.py        the schema, generated from the structs
 debug.py          /health /ready /metrics /version /debug
 app.py            wires all of it
 serve.py          uvicorn, SIGTERM and draining
+turn_writes.py    writes of one loop turn leave together
 """

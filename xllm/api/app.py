@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 
 from fastapi import FastAPI
@@ -20,7 +20,7 @@ from xllm.api.chat import chat_completions
 from xllm.api.completions import completions
 from xllm.api.errors import error_response, from_http_status, unexpected
 from xllm.api.generation import ClientGone
-from xllm.api.guard import Guard, KeyRing
+from xllm.api.guard import Guard, KeyRing, route_path
 from xllm.api.observe import EdgeMetrics
 from xllm.api.openapi import build_openapi
 from xllm.api.preprocess import Preprocessor
@@ -81,6 +81,23 @@ class Endpoint:
         await answer(scope, receive, send)
 
 
+class FrontDoor:
+    """Plain routes by one look-up; every other request goes to the application.
+
+    A framework's middlewares stand between a response and its socket for every chunk of it. They have nothing to do
+    here, since an endpoint answers its own errors.
+    """
+
+    def __init__(self, endpoints: Mapping[tuple[str, str], Endpoint], app: ASGIApp) -> None:
+        self._endpoints = endpoints
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find who answers."""
+        key = (scope["method"], route_path(scope)) if scope["type"] == "http" else ("", "")
+        await self._endpoints.get(key, self._app)(scope, receive, send)
+
+
 def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None) -> ASGIApp:
     """The ASGI application over ``backend``, whose model must have its names by now."""
     clock = clock or MonotonicClock()
@@ -95,12 +112,18 @@ def build_app(backend: Backend, config: ApiConfig, *, clock: Clock | None = None
         metrics_compat=config.metrics_compat,
     )
     app = FastAPI(title="xLLM", version=__version__, redoc_url=None, redirect_slashes=False)
+    endpoints: dict[tuple[str, str], Endpoint] = {}
     for method, path, handler in _ROUTES:
-        app.router.routes.append(Route(path, Endpoint(edge, path, handler), methods=[method]))
+        endpoint = Endpoint(edge, path, handler)
+        app.router.routes.append(Route(path, endpoint, methods=[method]))
+        if "{" not in path:
+            endpoints[method, path] = endpoint
     app.add_exception_handler(HTTPException, _on_http_error)
     describe = lru_cache(maxsize=1)(build_openapi)
     app.openapi = lambda: describe(backend.model)  # type: ignore[method-assign]
-    guarded: ASGIApp = Guard(app, KeyRing(config.api_key, config.admin_api_key), edge.metrics)
+    guarded: ASGIApp = Guard(
+        FrontDoor(endpoints, app), KeyRing(config.api_key, config.admin_api_key), edge.metrics
+    )
     if config.allowed_origins:
         origins = list(config.allowed_origins)
         guarded = CORSMiddleware(guarded, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

@@ -72,7 +72,7 @@ class Guard:
             await send(message)
 
         try:
-            scope["tenant"] = self._keys.check(_route_path(scope), _authorization(scope))
+            scope["tenant"] = self._keys.check(route_path(scope), _authorization(scope))
         except XllmError as error:
             await error_response(error)(scope, receive, counted_send)
         else:
@@ -82,7 +82,7 @@ class Guard:
             self._metrics.saw_response(scope["method"], route, status)
 
 
-def _route_path(scope: Scope) -> str:
+def route_path(scope: Scope) -> str:
     """The path as routes see it: without the prefix of a proxy, which must not decide what a key opens."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "").rstrip("/")

@@ -13,6 +13,7 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from xllm.api.turn_writes import build_turn_protocol
 from xllm.config.api import ApiConfig
 from xllm.errors import ConfigError
 
@@ -38,12 +39,13 @@ class HttpServer:
             app,
             host=config.host,
             port=config.port,
-            http="httptools",
+            http=build_turn_protocol(),
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
+            proxy_headers=False,  # nobody asks where a request came from
             timeout_keep_alive=int(config.keep_alive_s),
             timeout_graceful_shutdown=5,
             root_path=config.root_path,
