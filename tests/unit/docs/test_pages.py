@@ -38,6 +38,7 @@ FOREIGN_FLAGS = {
     "--clients",
     "--engines",
     "--netns",
+    "--kinds",
 }
 
 
