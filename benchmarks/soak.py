@@ -64,6 +64,12 @@ class Churn:
         self._tasks += [asyncio.create_task(self._invite(model)) for model in ("demo", self._other_model())]
         self._tasks.append(asyncio.create_task(self._roll_out()))
 
+    def check(self) -> None:
+        """Raise what ended a part of the churn too early."""
+        for task in self._tasks:
+            if task.done():
+                task.result()
+
     async def stop(self) -> None:
         self._is_over = True
         await asyncio.gather(*self._tasks)
@@ -180,6 +186,7 @@ async def soak(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
             end_s = time.monotonic() + seconds
             while time.monotonic() < end_s:
                 await asyncio.sleep(SAMPLE_S)
+                churn.check()
                 now_s = time.monotonic() - began_s
                 for name, process in world.processes.items():
                     samples[name].append((now_s, _rss_mib(process)))

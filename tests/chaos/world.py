@@ -178,8 +178,9 @@ class World:
         if self.options.executor == "local":
             return "--dtype", "float32", "--device", "cpu", "--num-threads", "1", "--batch-invariant"
         path = self.directory / "profile.json"
-        profile = {**asdict(PROFILES["instant"]), "name": "chaos", "overhead_s": self.options.step_s}
-        path.write_text(json.dumps(profile))
+        if not path.exists():  # once: somebody may be reading it
+            profile = {**asdict(PROFILES["instant"]), "name": "chaos", "overhead_s": self.options.step_s}
+            path.write_text(json.dumps(profile))
         return "--executor", f"timed:{path}", "--num-threads", "1"
 
     def _ring(self) -> tuple[str, ...]:
