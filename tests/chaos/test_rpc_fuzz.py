@@ -159,7 +159,9 @@ def test_every_field_of_the_other_calls_takes_any_value(call: Any, caplog: pytes
             plain = msgspec.to_builtins(call)
             for name in plain:
                 for evil in EVIL:
-                    if isinstance(call, Drain) and isinstance(evil, int | float) and 0 <= evil < 1e300:
+                    is_well = isinstance(evil, int | float) and 0 <= evil < 1e300
+                    is_well |= name == "migrate_after_s" and evil is None
+                    if isinstance(call, Drain) and is_well:
                         continue  # a drain that is well said is obeyed
                     attacker = await Attacker.connect(engine)
                     attacker.writer.write(frame(3, {**plain, name: evil}))
