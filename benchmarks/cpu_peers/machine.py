@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -47,6 +48,11 @@ def busy_s() -> float:
 def own_s(pids: list[int]) -> float:
     """CPU seconds of this process, the children it has waited for, and the given processes."""
     return sum(os.times()[:4]) + sum(_cpu_s(pid) for pid in pids)
+
+
+def trees_s(roots: Iterable[int]) -> float:
+    """CPU seconds of processes and of all below them that still live."""
+    return sum(_cpu_s(pid) for root in roots for pid in tree(root))
 
 
 def tree(root: int) -> list[int]:
