@@ -7,13 +7,17 @@ vLLM's carries that name, and ``render(compat="vllm")`` adds it a second time un
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+import itertools
+import math
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 from prometheus_client.exposition import generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
+from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 PREFIX = "xllm:"
@@ -160,6 +164,50 @@ METRICS: tuple[MetricRow, ...] = (
 )
 
 
+class _Buckets:
+    """One series of a histogram."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Add one observation."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class _Histogram:
+    """A histogram that one thread fills: a token costs two, and the library's takes two locks for each."""
+
+    def __init__(self, name: str, row: MetricRow, labels: Sequence[str], registry: CollectorRegistry) -> None:
+        self._name = name
+        self._row = row
+        self._labels = labels
+        self._series: dict[tuple[str, ...], _Buckets] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> _Buckets:
+        """The series with these values."""
+        return self._series.setdefault(values, _Buckets(self._row.buckets))
+
+    def remove(self, *values: str) -> None:
+        """Drop a series."""
+        del self._series[values]
+
+    def collect(self) -> Iterable[Metric]:
+        """For the registry: counts become cumulative here."""
+        family = HistogramMetricFamily(self._name, self._row.help, labels=self._labels)
+        bounds = [floatToGoString(bound) for bound in (*self._row.buckets, math.inf)]  # type: ignore[no-untyped-call]
+        for values, series in self._series.items():
+            buckets = list(zip(bounds, itertools.accumulate(series.counts), strict=True))
+            family.add_metric(values, buckets, series.total)
+        yield family
+
+
 class Metrics:
     """The metrics of one process; children are kept, so a hot path pays one dict look-up and one add.
 
@@ -172,7 +220,7 @@ class Metrics:
         self._common = dict(common)
         self._registry = CollectorRegistry(auto_describe=False)
         self._metrics = {row.name: self._declare(row) for row in self.rows.values()}
-        self._children: dict[tuple[str, tuple[str, ...]], Counter | Gauge | Histogram] = {}
+        self._children: dict[tuple[str, tuple[str, ...]], Counter | Gauge | _Buckets] = {}
         self._totals: dict[tuple[str, tuple[str, ...]], float] = {}
         for row in self.rows.values():
             if not row.labels:
@@ -188,7 +236,7 @@ class Metrics:
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         """Add one observation to a histogram."""
-        cast(Histogram, self._child(name, labels)).observe(value)
+        cast(_Buckets, self._child(name, labels)).observe(value)
 
     def report_total(self, name: str, total: float, *labels: str) -> None:
         """Bring a counter up to another process's running total; a smaller total means that process
@@ -213,16 +261,16 @@ class Metrics:
             text += generate_latest(_View(self._registry, parallel))
         return text
 
-    def _declare(self, row: MetricRow) -> Counter | Gauge | Histogram:
+    def _declare(self, row: MetricRow) -> Counter | Gauge | _Histogram:
         labels = (*self._common, *row.labels)
         name = PREFIX + row.name
         if row.kind == "counter":
             return Counter(name, row.help, labels, registry=self._registry)
         if row.kind == "gauge":
             return Gauge(name, row.help, labels, registry=self._registry)
-        return Histogram(name, row.help, labels, registry=self._registry, buckets=row.buckets)
+        return _Histogram(name, row, labels, self._registry)
 
-    def _child(self, name: str, labels: tuple[str, ...]) -> Counter | Gauge | Histogram:
+    def _child(self, name: str, labels: tuple[str, ...]) -> Counter | Gauge | _Buckets:
         child = self._children.get((name, labels))
         if child is None:
             child = self._metrics[name].labels(*self._common.values(), *labels)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from msgspec import structs
@@ -240,9 +241,11 @@ class Service:
         outputs = self._names.incoming(frame.outputs)
         self._prefixes.on_outputs(outputs)
         if self._charges:
+            served: Counter[str] = Counter()
             for output in outputs:
-                tenant = self._gate.tenant_of(output.request_id)
-                self._holding.queue.charge(tenant, output_tokens=len(output.token_ids))
+                served[self._gate.tenant_of(output.request_id)] += len(output.token_ids)
+            for tenant, num_tokens in served.items():
+                self._holding.queue.charge(tenant, output_tokens=num_tokens)
         self._delivery.carry_out(self._dispatch.on_outputs(instance_id, outputs))
 
     def on_heartbeat(self, instance_id: InstanceId, reply: LoadReply) -> None:

@@ -39,14 +39,20 @@ class _ByteStream:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = _UTF8("replace")
+        self._holds_back = False
 
     def push(self, ids: Sequence[int]) -> str:
         data = b"".join([self._tokenizer.token_bytes(i) or b"" for i in ids])
-        return self._decoder.decode(data)
+        if data.isascii() and not self._holds_back:  # most tokens
+            return data.decode("ascii")
+        text = self._decoder.decode(data)
+        self._holds_back = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
         text = self._decoder.decode(b"", final=True)
         self._decoder.reset()
+        self._holds_back = False
         return text
 
 
