@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,11 @@ NUM_TOKENS = 150
 class Sink:
     def __init__(self) -> None:
         self.outputs: list[RequestOutput] = []
+        self.on_first: Callable[[], None] = lambda: None
 
     def deliver(self, outputs: Any) -> bool:
+        if not self.outputs:
+            self.on_first()
         self.outputs += outputs
         return True
 
@@ -117,8 +120,11 @@ async def serving(engines: list[EngineProcess]) -> AsyncIterator[tuple[Service, 
         await service.close()
 
 
-async def streams(service: Service, suffix: str) -> list[Sink]:
+async def streams(
+    service: Service, suffix: str, on_first_drawn: Callable[[], None] = lambda: None
+) -> list[Sink]:
     sinks = [Sink() for _ in requests(suffix)]
+    sinks[1].on_first = on_first_drawn
     for request, sink in zip(requests(suffix), sinks, strict=True):
         await service.submit(request, sink)
     return sinks
@@ -135,10 +141,12 @@ def test_streams_go_on_token_exact_when_an_engine_is(how: str, engines: list[Eng
             calm = await streams(service, "calm")
             await until(lambda: len(dispatch) == 0)
             victims = [engine for engine in engines if engine.is_alive]
-            sinks = await streams(service, "hit")
-            await until(lambda: bool(sinks[1].outputs))  # the others may be anywhere
-            victim = int(dispatch._live["drawn-hit"].instance.removeprefix("engine-"))
-            os.kill(victim, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+
+            def strike() -> None:  # with its first tokens; the others may be anywhere
+                victim = int(dispatch._live["drawn-hit"].instance.removeprefix("engine-"))
+                os.kill(victim, signal.SIGKILL if how == "killed" else signal.SIGSTOP)
+
+            sinks = await streams(service, "hit", strike)
             await until(lambda: len(dispatch) == 0)
             assert dispatch.num_failovers >= 1, "nothing was moved"
             for got, expected in zip(all_streams(sinks), all_streams(calm), strict=True):
