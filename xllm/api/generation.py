@@ -31,10 +31,11 @@ class ClientGone(Exception):
 class OutputBuffer:
     """An :class:`~xllm.api.backend.OutputSink` that one reader empties."""
 
-    __slots__ = ("_is_closed", "_max_outputs", "_pending", "_waiter", "has_overflowed")
+    __slots__ = ("_is_closed", "_loop", "_max_outputs", "_pending", "_waiter", "has_overflowed")
 
     def __init__(self, max_outputs: int = MAX_BUFFERED_OUTPUTS) -> None:
         self._pending: list[RequestOutput] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._max_outputs = max_outputs
         self._is_closed = False
@@ -59,8 +60,10 @@ class OutputBuffer:
             ClientGone: the buffer was closed.
             CapacityError: outputs were lost because the reader was too slow.
         """
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()  # once: before Python 3.12 every call asks the kernel
         while not (self._pending or self._is_closed or self.has_overflowed):
-            self._waiter = asyncio.get_running_loop().create_future()
+            self._waiter = self._loop.create_future()
             try:
                 await self._waiter
             finally:
