@@ -11,6 +11,7 @@
 #define RUN 16 // keys of a head that are read together; in pairs order they lie interleaved, see parts.h
 #define FEW_ROWS 8 // of a head; up to here keys and values are not packed into memory first
 #define ROWS_TOGETHER 32 // of several heads with few rows, which pass a tile together
+#define RUNS_AHEAD 2 // are fetched before they are needed
 static_assert(MAX_ROWS <= FEW_ROWS, "scratch holds the scores of so many rows");
 
 template <typename T> struct Tile { // where a tile's keys and values lie, of the first head; in pairs order where runs begin
@@ -308,26 +309,28 @@ template <typename T> static void attend_tile(Scratch<T> &s, const TileArgs &a, 
 // The same for rows [begin, begin + R) of each of several heads, which have `rows` each. The heads of a run follow each
 // other in memory, and are read in that order: streams as long as they can be.
 template <int R, bool PAIRS> static void attend_tile_together(Scratch<bf16> &s, const TileArgs &a, long heads, long begin, long rows, long key0) {
-    const long stride = PAIRS ? 0 : a.token_stride, runs = TILE / RUN * heads;
-    auto run = [&](long n) { // in the order of reading: keys of all heads, run by run, then values
-        const Tile<bf16> &t = n < 2 * runs ? s.now : s.next;
-        const long key = n % runs / heads * RUN;
-        if (key >= t.seen) return (const bf16 *)nullptr;
-        return (n / runs % 2 ? t.value : t.key)[key] + n % heads * a.head_stride;
+    const long stride = PAIRS ? 0 : a.token_stride;
+    const bf16 *runs[2 * TILE / RUN * ROWS_TOGETHER + RUNS_AHEAD]; // in the order of reading: keys of all heads, run by run, then values
+    long count = 0;
+    auto list = [&](const bf16 *const *from, long seen) {
+        for (long key = 0; key < seen; key += RUN)
+            for (long h = 0; h < heads; h++) runs[count++] = from[key] + h * a.head_stride;
     };
-    auto ahead = [&](long n) { const bf16 *next = run(n + 2); return next ? next : run(n); };
-    long n = 0;
+    list(s.now.key, s.now.seen);
+    list(s.now.value, s.now.seen);
+    for (long i = 0; i < RUNS_AHEAD; i++) runs[count + i] = s.next.seen > 0 ? s.next.key[0] + std::min(i, heads - 1) * a.head_stride : runs[count - 1];
+    const bf16 *const *run = runs;
     for (long key = 0; key < TILE; key += RUN)
-        for (long h = 0; h < heads; h++, n++) {
+        for (long h = 0; h < heads; h++) {
             float *scores = s.scores + h * R * TILE + key;
-            if (const bf16 *keys = run(n)) few_scores<R, PAIRS>(keys, stride, s.q + (h * rows + begin) * a.dim, a.dim, scores, ahead(n));
-            else for (int r = 0; r < R; r++) memset(scores + r * TILE, 0, RUN * 4);
+            if (key >= s.now.seen) { for (int r = 0; r < R; r++) memset(scores + r * TILE, 0, RUN * 4); continue; }
+            few_scores<R, PAIRS>(run[0], stride, s.q + (h * rows + begin) * a.dim, a.dim, scores, run[RUNS_AHEAD]);
+            run++;
         }
     for (long h = 0; h < heads; h++)
         soften(s, s.scores + h * R * TILE, s.weights + h * R * TILE, h * rows + begin, R, key0, a.window, a.scale, a.wide);
-    for (long key = 0; key < TILE; key += RUN)
-        for (long h = 0; h < heads; h++, n++)
-            if (const bf16 *values = run(n))
-                few_values<R, PAIRS>(values, stride, s.now.seen - key, s.weights + h * R * TILE + key, s.out + (h * rows + begin) * a.wide, a.head_dim, a.wide, ahead(n));
+    for (long key = 0; key < s.now.seen; key += RUN)
+        for (long h = 0; h < heads; h++, run++)
+            few_values<R, PAIRS>(run[0], stride, s.now.seen - key, s.weights + h * R * TILE + key, s.out + (h * rows + begin) * a.wide, a.head_dim, a.wide, run[RUNS_AHEAD]);
 }
 #endif

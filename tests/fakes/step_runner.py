@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 
@@ -18,9 +19,16 @@ class FakeStepRunner:
         self.thread_names: set[str] = set()
         self.interrupted: list[int] = []
         self.layers_done = 0
+        self.num_chores = 0
+        self.tended: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def prepare_thread(self) -> None:
         self.thread_names.add(threading.current_thread().name)
+
+    def tend(self) -> bool:
+        self.tended.put(self.num_chores)
+        self.num_chores = max(0, self.num_chores - 1)
+        return self.num_chores > 0
 
     def run(self, batch: Batch, take_mask: Callable[[], StepMask]) -> BatchResult:
         self.gate.wait(20)

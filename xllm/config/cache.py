@@ -32,6 +32,10 @@ class CacheConfig:
     """Size of a page of layout ``xtensor``, e.g. ``2MiB``: whole tokens and whole system pages; auto: the smallest from
     64 KiB on with which all pages can be mapped at once. Unused by ``paged``."""
 
+    kv_touch_ahead_tokens: int = 8192
+    """On a CPU an idle engine has the system bring in memory for the KV of so many tokens more than are in use, so that
+    no request waits for it; 0: none. The rest of ``kv_cache_memory_bytes`` costs nothing until it is used."""
+
     def __post_init__(self) -> None:
         size = self.block_size
         override = self.num_gpu_blocks_override
@@ -52,6 +56,10 @@ class CacheConfig:
                 (
                     self.kv_page_bytes is None or self.kv_page_bytes > 0,
                     f"kv_page_bytes is {self.kv_page_bytes}: more than 0, or auto",
+                ),
+                (
+                    self.kv_touch_ahead_tokens >= 0,
+                    f"kv_touch_ahead_tokens is {self.kv_touch_ahead_tokens}: at least 0",
                 ),
                 (override is None or override >= 1, f"num_gpu_blocks_override is {override}: at least 1"),
             ),

@@ -103,6 +103,7 @@ class _Resolver:
             max_graph_tokens=config.runner.max_graph_tokens,
             kernels=config.runner.kernels,
             shared_prefix_attention=config.runner.shared_prefix_attention,
+            kv_touch_ahead_tokens=config.cache.kv_touch_ahead_tokens,
             kv_pairs=config.runner.kv_pairs,
             batch_invariant=config.runner.batch_invariant,
             max_model_len=max_model_len,

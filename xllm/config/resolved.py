@@ -60,6 +60,8 @@ class ResolvedEngineConfig:
     """Which implementation computes what: auto, a name, or op=name,..."""
     shared_prefix_attention: bool
     """Whether rows with a common prefix read it once."""
+    kv_touch_ahead_tokens: int
+    """Tokens beyond those in use whose memory an idle engine touches."""
     kv_pairs: bool
     """Whether blocks are kept in pairs order where that is faster."""
     batch_invariant: bool

@@ -80,6 +80,10 @@ class TimedRunner:
     def prepare_thread(self) -> None:
         """Nothing to prepare."""
 
+    def tend(self) -> bool:
+        """Nothing to tend."""
+        return False
+
     @property
     def layers_done(self) -> int:
         """Layers finished since start."""

@@ -41,5 +41,9 @@ class KVMemory(Protocol):
         """K and V of a layer, by its number in the whole model."""
         ...
 
+    def tend(self) -> bool:
+        """Nothing runs: do a few milliseconds of what makes later steps faster. False: there is nothing."""
+        ...
+
     def copy_slots(self, source: int, target: int, num_slots: int) -> None:
         """Copy the first slots of a block, as the brain numbers it, in every layer."""

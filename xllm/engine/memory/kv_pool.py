@@ -25,6 +25,7 @@ from collections.abc import Sequence
 import torch
 
 from xllm.engine.memory.kv_memory import LayerKV
+from xllm.engine.memory.touch_ahead import TouchAhead
 from xllm.engine.platform.host_memory import untouched_bytes
 from xllm.engine.platform.platform import torch_dtype
 from xllm.errors import CapacityError
@@ -49,8 +50,10 @@ def can_be_paired(layout: KVLayout) -> bool:
 class KVPool:
     """K and V of all layers of a one-group layout."""
 
-    def __init__(self, layout: KVLayout, num_blocks: int, device: torch.device) -> None:
-        """Allocate ``num_blocks`` blocks.
+    def __init__(
+        self, layout: KVLayout, num_blocks: int, device: torch.device, *, touch_ahead_tokens: int = 0
+    ) -> None:
+        """Allocate ``num_blocks`` blocks; host memory of ``touch_ahead_tokens`` more than are in use is touched early.
 
         Raises:
             CapacityError: the device has not enough memory.
@@ -83,6 +86,10 @@ class KVPool:
                 hint="give the cache less memory",
             ) from exc
 
+        tensors = [t for kv in self._layers.values() for t in (kv.k, kv.v)]
+        num_ahead = touch_ahead_tokens // layout.block_size if device.type == "cpu" else 0
+        self.touch_ahead = TouchAhead(tensors, num_ahead)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all blocks."""
@@ -90,7 +97,16 @@ class KVPool:
 
     def place(self, batch: Batch) -> Batch:
         """Every block is where it always is."""
+        for new in batch.new_rows:
+            self.touch_ahead.saw(max(new.block_tables[0], default=-1))
+        for row in batch.rows:
+            if row.new_block_ids:
+                self.touch_ahead.saw(max(row.new_block_ids[0], default=-1))
         return batch
+
+    def tend(self) -> bool:
+        """Touch some memory ahead."""
+        return self.touch_ahead.touch()
 
     def layer(self, index: int) -> LayerKV:
         """K and V of a layer, ``[N, H, P, K]`` each, by its number in the whole model."""

@@ -13,6 +13,7 @@ import torch
 from xllm.engine.memory.kv_memory import LayerKV
 from xllm.engine.memory.mapper import MemfdMapper
 from xllm.engine.memory.page_map import PageMap, ThreadBackground
+from xllm.engine.memory.touch_ahead import TouchAhead
 from xllm.engine.platform.platform import torch_dtype
 from xllm.types.batch import Batch
 from xllm.types.kv_layout import KVLayout
@@ -22,8 +23,11 @@ from xllm.types.pages import PageGeometry
 class XTensor:
     """K and V of all layers of a one-group layout, in virtual ranges; host memory only."""
 
-    def __init__(self, layout: KVLayout, num_pages: int, geometry: PageGeometry) -> None:
-        """Reserve the ranges and create ``num_pages`` pages; the system gives memory at first touch.
+    def __init__(
+        self, layout: KVLayout, num_pages: int, geometry: PageGeometry, *, touch_ahead_tokens: int = 0
+    ) -> None:
+        """Reserve the ranges and create ``num_pages`` pages; the system gives memory at first touch, that
+        of ``touch_ahead_tokens`` more than are in use early.
 
         Raises:
             CapacityError: the addresses cannot be reserved.
@@ -50,6 +54,7 @@ class XTensor:
         }
         first = geometry.num_ranges * geometry.pages_per_range
         self._linear = raw.view(first + num_pages, self.block_size, -1)[first:]
+        self.touch_ahead = TouchAhead([self._linear], touch_ahead_tokens // self.block_size)
 
     @property
     def num_bytes(self) -> int:
@@ -58,11 +63,17 @@ class XTensor:
 
     def place(self, batch: Batch) -> Batch:
         """Map what the step needs; see :class:`PageMap`."""
+        for order in batch.page_orders:
+            self.touch_ahead.saw(order.page)
         return self.pages.place(batch)
 
     def layer(self, index: int) -> LayerKV:
         """Rows ``[N, head_dim]`` from the layer's first K row, and from its first V row, on. Only mapped ones exist."""
         return self._layers[index]
+
+    def tend(self) -> bool:
+        """Touch some memory ahead."""
+        return self.touch_ahead.touch()
 
     def copy_slots(self, source: int, target: int, num_slots: int) -> None:
         """Copy the first tokens of a physical page."""

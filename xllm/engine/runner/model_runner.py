@@ -91,6 +91,10 @@ class ModelRunner:
         """Give up an interruptible step between layers; callable from any thread."""
         self._words.interrupt(step)
 
+    def tend(self) -> bool:
+        """See :class:`StepRunner`."""
+        return self._kv.tend()
+
     @torch.inference_mode()
     def run(self, batch: Batch, take_mask: Callable[[], StepMask]) -> BatchResult:
         """Run one step.

@@ -129,8 +129,8 @@ def _build_kv(
     resolved: ResolvedEngineConfig, layout: KVLayout, num_blocks: int, platform: Platform
 ) -> KVMemory:
     if resolved.pages is None:
-        return KVPool(layout, num_blocks, platform.device)
-    return XTensor(layout, num_blocks, resolved.pages)
+        return KVPool(layout, num_blocks, platform.device, touch_ahead_tokens=resolved.kv_touch_ahead_tokens)
+    return XTensor(layout, num_blocks, resolved.pages, touch_ahead_tokens=resolved.kv_touch_ahead_tokens)
 
 
 def _build_planner(

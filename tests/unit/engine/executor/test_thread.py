@@ -49,6 +49,19 @@ def test_steps_are_answered_in_order_on_one_other_thread() -> None:
     harness.executor.close()
 
 
+def test_an_idle_executor_tends_its_runner_until_nothing_is_left_and_again_after_a_step() -> None:
+    runner = FakeStepRunner()
+    runner.num_chores = 3
+    harness = Harness(runner)
+    assert [runner.tended.get(timeout=WAIT_S) for _ in range(3)] == [3, 2, 1]
+    runner.num_chores = 1
+    harness.executor.submit(batch(0))
+    assert harness.next().step == 0
+    assert runner.tended.get(timeout=WAIT_S) == 1
+    harness.executor.close()
+    assert runner.tended.empty()
+
+
 def test_a_failing_step_is_an_answer_and_the_next_epoch_runs() -> None:
     runner = FakeStepRunner(failures={1: ValueError("boom"), 3: CapacityError("full", status=503)})
     harness = Harness(runner)
