@@ -19,9 +19,11 @@ that no router can beat; ``direct``, without any router, shows the client's own 
 
 Comparison. xLLM does more: it tokenises, keeps the books of failover, turns ids into text; its engines speak its RPC.
 The peers pass on the bytes (sglang-router, compiled) or parse and write anew (LiteLLM) what a bare HTTP backend made
-ready: they get the cheapest upstream there is, and its work, which is part of ``router_us_per_token`` here, is
-not counted for them. All have one process; sglang-router has threads for all cores. --install puts them into virtual
-environments under --work, once; a peer that is not there is reported as such.
+ready: they get the cheapest upstream there is, and its work, which is part of ``router_us_per_token`` here, is not
+counted for them. A bare backend stamps a token when it writes it, one after the other; an engine hands a whole step
+over at once, so that the wait of its last token behind its first counts for xLLM only. All have one process;
+sglang-router has threads for all cores. --install puts them into virtual environments under --work, once; a peer that
+is not there is reported as such.
 
 Other work on the machine shows: the load average is stored with the result.
 """
