@@ -46,12 +46,16 @@ def _starts(data: Data) -> list[Row]:
 
 
 def best_rates(data: Data) -> list[Row]:
-    """Per session and system the highest rate that passed; the bisection has made it consistent."""
-    best: dict[tuple[int, str], float] = {}
+    """Per session and system the highest rate that passed; ``is_below`` the lowest one tried where none did."""
+    trials: dict[tuple[int, str], list[Row]] = {}
     for row in data["trials"]:
-        key = (row["session"], row["system"])
-        best[key] = max(best.get(key, 0.0), row["rate"] if row["is_pass"] else 0.0)
-    return [{"session": session, "system": system, "rate": rate} for (session, system), rate in best.items()]
+        trials.setdefault((row["session"], row["system"]), []).append(row)
+    found = []
+    for (session, system), rows in trials.items():
+        passed = [row["rate"] for row in rows if row["is_pass"]]
+        rate = max(passed) if passed else min(row["rate"] for row in rows)
+        found.append({"session": session, "system": system, "rate": rate, "is_below": not passed})
+    return found
 
 
 def _lines() -> list[Line]:
@@ -115,12 +119,20 @@ def table(data: Data) -> str:
         if not found:
             continue
         has_dagger |= bool(elsewhere)
+        below = {
+            row["system"]
+            for row in line.rows(data)
+            if row.get("is_below") and row[line.key] == found.get(row["system"])
+        }
         cells = [
-            f"{found[s]:,.{line.digits}f}{' †' if s in elsewhere else ''}" if s in found else "-"
+            f"{'< ' if s in below else ''}{found[s]:,.{line.digits}f}{' †' if s in elsewhere else ''}"
+            if s in found
+            else "-"
             for s in systems
         ]
         ratio = ratio_to_best(found, elsewhere, line.is_more_better)
-        cells.append(f"{ratio:.2f}x" if ratio is not None else "-")
+        is_bound = below.issuperset(set(found) - elsewhere - {OURS})
+        cells.append("-" if ratio is None else f"{'> ' if is_bound else ''}{ratio:.2f}x")
         out.append(f"| {line.title} | {line.unit} | " + " | ".join(cells) + " |")
     if has_dagger:
         out.append("\n† from another session than the rest of its line; not part of the ratio.")

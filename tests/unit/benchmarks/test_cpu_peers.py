@@ -202,9 +202,13 @@ def test_the_rate_of_a_system_is_the_highest_that_passed() -> None:
         for rate, is_pass in ((0.5, True), (0.8, False), (0.7, True))
     ] + [{"session": 0, "system": "vllm", "rate": 0.5, "is_pass": False}]
     assert report.best_rates(data([], trials=trials)) == [
-        {"session": 0, "system": OURS, "rate": 0.7},
-        {"session": 0, "system": "vllm", "rate": 0.0},
+        {"session": 0, "system": OURS, "rate": 0.7, "is_below": False},
+        {"session": 0, "system": "vllm", "rate": 0.5, "is_below": True},
     ]
+    line = next(
+        x for x in report.table(data([run(OURS, 1), run("vllm", 1)], trials=trials)).splitlines() if "W6" in x
+    )
+    assert "| 0.70 | < 0.50 | > 1.40x |" in line  # what passed no trial is below the lowest of them
 
 
 def test_the_record_keeps_earlier_sessions_and_hides_paths(tmp_path: Path) -> None:
