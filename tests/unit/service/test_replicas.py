@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 
 from tests.fakes.served_engine import make_request, served_engine, until
 from tests.unit.service.test_service import Parts, Sink, run, serving
@@ -85,14 +87,21 @@ class Crowd:
         assert all(sink.reasons == ["length"] for sink in self.sinks)
 
 
+@contextlib.asynccontextmanager
+async def two_busy_replicas() -> AsyncIterator[tuple[Parts, Parts]]:
+    """Over one engine of four sequences, with requests held in the services."""
+    options = ServerOptions(heartbeat_s=0.02)
+    async with (
+        served_engine(options=options, max_num_seqs=4) as engine,
+        serving(engine, hold=HOLD) as one,
+        serving(engine, hold=HOLD) as two,
+    ):
+        yield one, two
+
+
 def test_a_tenant_at_another_replica_than_the_one_that_floods_gets_its_part() -> None:
     async def scene() -> None:
-        options = ServerOptions(heartbeat_s=0.02)
-        async with (
-            served_engine(options=options, max_num_seqs=4) as engine,
-            serving(engine, hold=HOLD) as one,
-            serving(engine, hold=HOLD) as two,
-        ):
+        async with two_busy_replicas() as (one, two):
             flood = Crowd(one, "flood", 300)
             await until(lambda: flood.num_done > 10)
             before = flood.num_done
@@ -108,12 +117,7 @@ def test_a_tenant_at_another_replica_than_the_one_that_floods_gets_its_part() ->
 
 def test_tenants_whose_requests_come_through_both_replicas_get_the_same() -> None:
     async def scene() -> None:
-        options = ServerOptions(heartbeat_s=0.02)
-        async with (
-            served_engine(options=options, max_num_seqs=4) as engine,
-            serving(engine, hold=HOLD) as one,
-            serving(engine, hold=HOLD) as two,
-        ):
+        async with two_busy_replicas() as (one, two):
             floods = [Crowd(parts, "flood", 150, str(n)) for n, parts in enumerate((one, two))]
             await until(lambda: all(crowd.num_done > 5 for crowd in floods))
             before = sum(crowd.num_done for crowd in floods)

@@ -40,6 +40,11 @@ class TouchAhead:
         self._tensor = 0
         self._libc = _load_libc() if self._num_ahead else None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether it wants to know what is in use."""
+        return self._libc is not None
+
     def saw(self, block: int) -> None:
         """A block is in use."""
         self._num_used = max(self._num_used, block + 1)
