@@ -6,7 +6,8 @@
 
 linear     one projection of a 0.6B model in bfloat16, from packed weights: ours, torch's ``linear``, and torch's packed
            oneDNN; over a ring of weights larger than the caches.
-attention  one layer, bfloat16, 16 query and 8 key/value heads of 128: ours over block tables, the reference (gathers).
+attention  one layer, bfloat16, 16 query and 8 key/value heads of 128: ours over block tables, in pairs order where the
+           CPU has it and in tokens order, and the reference (gathers).
            Keys and values pass through a ring larger than the caches. GB/s and TFLOP/s are ours, by wall time.
 shared     the same for rows that share a prefix: read once, or by every row.
 moe        one layer of 64 experts, 8 per token, 2048 wide, 768 inside, bfloat16: ours and the reference.
@@ -126,6 +127,8 @@ def linears() -> Iterator[tuple[str, Runs, int]]:
 def attentions() -> Iterator[tuple[str, Runs, int]]:
     heads, kv_heads, dim = 16, 8, 128
     plain = select_kernels("cpu", parse_kernels("reference"))
+    library = native_library()
+    has_dot = library is not None and library.has_dot_bf16
     for batch, new, length in (
         (1, 1, 256),
         (1, 1, 1024),
@@ -151,11 +154,13 @@ def attentions() -> Iterator[tuple[str, Runs, int]]:
         q = torch.randn(batch * new, heads, dim).to(BF16)
         k, v = (torch.randn(batch * new, kv_heads, dim).to(BF16) for _ in range(2))
         runs: dict[str, Callable[[], Any]] = {}
-        for name, planner, backend in (
-            ("native", NativePlanner(block_size=BLOCK, num_kv_heads=kv_heads, rows_per_token=None),
-             NativeAttention(select_kernels(), block_size=None, rows_per_token=None)),
-            ("reference", reference_planner(kv_heads, dim), ReferenceAttention(plain)),
-        ):  # fmt: skip
+        places = NativePlanner(block_size=BLOCK, num_kv_heads=kv_heads, rows_per_token=None)
+        native = NativeAttention(select_kernels(), block_size=None, rows_per_token=None)
+        for name, planner, backend, is_paired in (
+            ("native", places, native, has_dot),
+            ("native, tokens order", places, native, False),
+            ("reference", reference_planner(kv_heads, dim), ReferenceAttention(plain), False),
+        ):
             metadata = planner.plan(queries, lengths, tables, slots)
 
             def run(
@@ -165,11 +170,13 @@ def attentions() -> Iterator[tuple[str, Runs, int]]:
                 k: Any = k,
                 v: Any = v,
                 ring: Any = ring,
+                is_paired: bool = is_paired,
             ) -> None:
                 for pools in ring:
-                    backend.forward(q, k, v, LayerKV(*pools), metadata, scale=dim**-0.5, window=None)
+                    kv = LayerKV(*pools, is_paired)
+                    backend.forward(q, k, v, kv, metadata, scale=dim**-0.5, window=None)
 
-            if name == "native" or length <= 4096:
+            if name != "reference" or length <= 4096:
                 runs[name] = run
         yield f"attention {batch} x {new} new of {length}, {len(ring)} layers", runs, 1
 
