@@ -89,15 +89,21 @@ def limits_of(rows: Sequence[Row]) -> Limits | None:
 
 
 def run_capacity(
-    fleet: Fleet, workload: Workload, systems: Sequence[str], num_requests: int, budget: Budget
+    fleet: Fleet,
+    workload: Workload,
+    systems: Sequence[str],
+    num_requests: int,
+    budget: Budget,
+    limits: Limits | None = None,
 ) -> None:
-    """The whole of W6."""
+    """The whole of W6; without ``limits`` they come from the best peer alone."""
     print(f"{workload.name}: {workload.title}", flush=True)
     ready = prepare(fleet, workload, systems)
     for system in ready:
         fleet.record.add("unloaded", _alone(fleet, workload, system))
     rows = fleet.record.data["unloaded"]
-    limits = limits_of([row for row in rows if row["session"] == fleet.record.session]) or limits_of(rows)
+    session = [row for row in rows if row["session"] == fleet.record.session]
+    limits = limits or limits_of(session) or limits_of(rows)
     if limits is None:
         raise SystemExit("W6 needs a peer, or an earlier session with one: the limits come from it")
     print(f"  limits: TTFT {limits.ttft_ms:.0f} ms, TPOT {limits.tpot_ms:.1f} ms", flush=True)
