@@ -1,9 +1,9 @@
 """W6: the highest arrival rate at which 95 % of the requests meet both limits, by bisection on a fixed grid of
 rates.
 
-The limits come from the best peer alone on the machine: 4 times its median TTFT, 2 times its median TPOT.
-Systems take turns, one trial each. A trial's arrivals and prompts depend on the rate only, so every system
-gets the same.
+The limits come from the best peer alone on the machine: 4 times its median TTFT, 2 times its median TPOT. A
+system that misses them even alone passes no rate and is not tried. Systems take turns, one trial each. A
+trial's arrivals and prompts depend on the rate only, so every system gets the same.
 """
 
 from __future__ import annotations
@@ -35,10 +35,14 @@ class Limits:
     ttft_ms: float
     tpot_ms: float
 
+    def lets(self, ttft_ms: float, tpot_ms: float) -> bool:
+        """Whether a request that took this long meets both."""
+        return ttft_ms <= self.ttft_ms and tpot_ms <= self.tpot_ms
+
     def share_met(self, answers: Sequence[Answer | AnswerError]) -> float:
         """Of all offered requests; a failed one meets nothing."""
         met = [
-            answer.ttft_s * 1e3 <= self.ttft_ms and answer.tpot_s * 1e3 <= self.tpot_ms
+            self.lets(answer.ttft_s * 1e3, answer.tpot_s * 1e3)
             for answer in answers
             if isinstance(answer, Answer)
         ]
@@ -81,11 +85,11 @@ class RateSearch:
 
 
 def limits_of(rows: Sequence[Row]) -> Limits | None:
-    """From the unloaded medians of one session's peers; None without a peer."""
-    peers = [row for row in rows if row["system"] != OURS]
-    if not peers:
+    """From the newest unloaded medians of every peer; None without a peer."""
+    newest = {row["system"]: row for row in rows if row["system"] != OURS}.values()
+    if not newest:
         return None
-    return Limits(4 * min(row["ttft_ms"] for row in peers), 2 * min(row["tpot_ms"] for row in peers))
+    return Limits(4 * min(row["ttft_ms"] for row in newest), 2 * min(row["tpot_ms"] for row in newest))
 
 
 def run_capacity(
@@ -98,16 +102,21 @@ def run_capacity(
 ) -> None:
     """The whole of W6; without ``limits`` they come from the best peer alone."""
     print(f"{workload.name}: {workload.title}", flush=True)
-    ready = prepare(fleet, workload, systems)
-    for system in ready:
-        fleet.record.add("unloaded", _alone(fleet, workload, system))
-    rows = fleet.record.data["unloaded"]
-    session = [row for row in rows if row["session"] == fleet.record.session]
-    limits = limits or limits_of(session) or limits_of(rows)
+    alone = {system: _alone(fleet, workload, system) for system in prepare(fleet, workload, systems)}
+    for row in alone.values():
+        fleet.record.add("unloaded", row)
+    limits = limits or limits_of(fleet.record.data["unloaded"])
     if limits is None:
         raise SystemExit("W6 needs a peer, or an earlier session with one: the limits come from it")
     print(f"  limits: TTFT {limits.ttft_ms:.0f} ms, TPOT {limits.tpot_ms:.1f} ms", flush=True)
-    searches = {system: RateSearch(_guess(fleet, workload, system)) for system in ready}
+    searches = {}
+    for system, row in alone.items():
+        if limits.lets(row["ttft_ms"], row["tpot_ms"]):
+            searches[system] = RateSearch(_guess(fleet, workload, system))
+            continue
+        took = f"{row['ttft_ms']:.0f} ms to the first token and {row['tpot_ms']:.1f} ms a token"
+        what = f"limits of {limits.ttft_ms:.0f} and {limits.tpot_ms:.1f} ms"
+        fleet.record.skip(system, workload.name, f"alone on the machine it takes {took}, beyond the {what}")
     while any(search.next is not None for search in searches.values()):
         for system, search in searches.items():
             if search.next is None:

@@ -133,8 +133,10 @@ def test_limits_come_from_the_best_peer_and_count_failures_as_missed() -> None:
         {"system": "vllm", "ttft_ms": 100.0, "tpot_ms": 30.0},
         {"system": "llamacpp", "ttft_ms": 200.0, "tpot_ms": 20.0},
     ]
-    limits = limits_of(rows)
+    earlier = [{"system": "vllm", "ttft_ms": 1.0, "tpot_ms": 1.0}]
+    limits = limits_of([*earlier, *rows])
     assert limits == Limits(400.0, 40.0) and limits_of(rows[:1]) is None
+    assert limits.lets(400.0, 40.0) and not limits.lets(401.0, 1.0) and not limits.lets(1.0, 41.0)
     in_time = Answer(0.0, 0.4, 0.48, 1, 3, 0, ())
     slow_start = Answer(0.0, 0.5, 0.58, 1, 3, 0, ())
     slow_tokens = Answer(0.0, 0.4, 0.6, 1, 3, 0, ())
@@ -299,6 +301,8 @@ def test_a_session_measures_all_systems_and_skips_those_that_fail(tmp_path: Path
         # Limits that any machine meets: how fast the answers come is not what is tested.
         arrivals = Workload("W6", "arrivals", "tiny", 4, 8, 6)
         run_capacity(fleet, arrivals, systems[:2], 4, Budget(5.0), Limits(60_000.0, 60_000.0))
+        late = Workload("W7", "too slow", "tiny", 4, 8, 6)
+        run_capacity(fleet, late, systems[:1], 4, Budget(5.0), Limits(0.0, 0.0))
     finally:
         fleet.stop_all()
     found = record.read(tmp_path / "out.json")
@@ -307,9 +311,9 @@ def test_a_session_measures_all_systems_and_skips_those_that_fail(tmp_path: Path
     assert kept == [(0, OURS), (1, "vllm"), (1, OURS), (2, "vllm")]
     assert [row["why"] for row in found["runs"] if not row["kept"]] == ["bandwidth"]
     assert all(row["output_tok_s"] > 0 and row["requests"] == 4 for row in found["runs"])
-    assert (
-        list(found["skipped"]) == ["llamacpp W2"] and "status 1" in found["skipped"]["llamacpp W2"]["reason"]
-    )
+    assert set(found["skipped"]) == {"llamacpp W2", f"{OURS} W7"}
+    assert "status 1" in found["skipped"]["llamacpp W2"]["reason"]
+    assert "alone on the machine it takes" in found["skipped"][f"{OURS} W7"]["reason"]
     assert (
         {row["system"] for row in found["unloaded"]}
         == {OURS, "vllm"}
