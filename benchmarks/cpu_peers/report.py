@@ -46,9 +46,14 @@ def _starts(data: Data) -> list[Row]:
 
 
 def best_rates(data: Data) -> list[Row]:
-    """Per session and system the highest rate that passed; ``is_below`` the lowest one tried where none did."""
+    """Per session and system the highest rate that passed; ``is_below`` the lowest one tried where none did.
+
+    Trials during which the memory's speed changed count for nobody.
+    """
     trials: dict[tuple[int, str], list[Row]] = {}
     for row in data["trials"]:
+        if not row["kept"]:
+            continue
         trials.setdefault((row["session"], row["system"]), []).append(row)
     found = []
     for (session, system), rows in trials.items():
@@ -76,16 +81,22 @@ def _lines() -> list[Line]:
     ]
 
 
+def main_session(rows: Sequence[Row]) -> int | None:
+    """The newest of the sessions with the most systems, xLLM among them where it can be."""
+    members: dict[int, set[str]] = {}
+    for row in rows:
+        members.setdefault(row["session"], set()).add(row["system"])
+    joint = [session for session, systems in members.items() if OURS in systems] or list(members)
+    return max(joint, key=lambda session: (len(members[session]), session)) if joint else None
+
+
 def medians(rows: Sequence[Row], key: str) -> tuple[dict[str, float], set[str]]:
     """Median per system, and the systems whose figure is from another session than xLLM's."""
     rows = [row for row in rows if row.get(key) is not None]
     members: dict[int, set[str]] = {}
     for row in rows:
         members.setdefault(row["session"], set()).add(row["system"])
-    joint = [session for session, systems in members.items() if OURS in systems] or list(members)
-    if not joint:
-        return {}, set()
-    main = max(joint, key=lambda session: (len(members[session]), session))
+    main = main_session(rows)
     found, elsewhere = {}, set()
     for system in _SYSTEMS:
         sessions = [session for session, systems in members.items() if system in systems]
@@ -136,7 +147,28 @@ def table(data: Data) -> str:
         out.append(f"| {line.title} | {line.unit} | " + " | ".join(cells) + " |")
     if has_dagger:
         out.append("\n† from another session than the rest of its line; not part of the ratio.")
+    out += ["", f"{sources(data)} {_discarded(data)}"]
     return "\n".join(out)
+
+
+def sources(data: Data) -> str:
+    """Which line is from which session and from which commit of xLLM."""
+    lines: dict[int, list[str]] = {}
+    for line in _lines():
+        session = main_session([row for row in line.rows(data) if row.get(line.key) is not None])
+        if line.title and session is not None and session < len(data["sessions"]):
+            lines.setdefault(session, []).append(line.title.partition(":")[0])
+    found = []
+    for session, titles in sorted(lines.items()):
+        about = data["sessions"][session]
+        found.append(f"{', '.join(titles)}: {about['date']} at {about['xllm']}")
+    return "; ".join(found) + "."
+
+
+def _discarded(data: Data) -> str:
+    why = Counter(row["why"] for row in data["runs"] if not row["kept"])
+    reasons = ", ".join(f"{number} for {reason}" for reason, number in sorted(why.items()))
+    return f"Runs: {len(data['runs'])}, discarded: {sum(why.values())}{f' ({reasons})' if reasons else ''}."
 
 
 def notes(data: Data) -> str:
@@ -144,10 +176,7 @@ def notes(data: Data) -> str:
     out = []
     for index, session in enumerate(data["sessions"]):
         out.append(f"Session {index}: {session['date']}, {session['machine']}, `{session['command']}`")
-    runs = [row for row in data["runs"]]
-    why = Counter(row["why"] for row in runs if not row["kept"])
-    reasons = ", ".join(f"{number} for {reason}" for reason, number in sorted(why.items()))
-    out.append(f"Runs: {len(runs)}, discarded: {sum(why.values())}{f' ({reasons})' if reasons else ''}.")
+    out.append(_discarded(data))
     out += _bandwidth_notes(data)
     out += [f"Skipped: {what}: {skip['reason']}" for what, skip in sorted(data["skipped"].items())]
     return "\n".join(out)
@@ -164,6 +193,7 @@ def _bandwidth_notes(data: Data) -> Iterable[str]:
     rows = _runs("W1")(data)
     states = {"low": lambda low, high: high < _LOW_GB_S, "high": lambda low, high: low > _HIGH_GB_S}
     for state, is_in in states.items():
+        tpot_ms: dict[str, float] = {}
         for system in _SYSTEMS:
             chosen = [
                 row
@@ -174,8 +204,11 @@ def _bandwidth_notes(data: Data) -> Iterable[str]:
                 share = statistics.median(
                     read_gb_per_s(row) / statistics.fmean(row["bandwidth_gb_s"]) for row in chosen
                 )
-                tpot = statistics.median(row["tpot_ms"] for row in chosen)
+                tpot_ms[system] = statistics.median(row["tpot_ms"] for row in chosen)
                 yield (
-                    f"W1 with {state} bandwidth, {TITLES[system]}: {tpot:.1f} ms per token, reads {share:.0%} of "
-                    f"the probe (n = {len(chosen)})"
+                    f"W1 with {state} bandwidth, {TITLES[system]}: {tpot_ms[system]:.1f} ms per token, reads "
+                    f"{share:.0%} of the probe (n = {len(chosen)})"
                 )
+        ratio = ratio_to_best(tpot_ms, set(), is_more_better=False)
+        if ratio is not None:
+            yield f"W1 with {state} bandwidth: {ratio:.2f}x the best peer's time per token"

@@ -7,6 +7,7 @@ report         the console block with vLLM's labels, the result JSON and its fil
 serve          `bench serve`: options -> dataset -> load -> report
 offline        `bench throughput` and `bench latency` over anything that generates (an `xllm.LLM`)
 startup        `bench startup`: process start -> port open -> ready -> first token, and what it consists of
+environment    what a result was measured on: machine, versions, command
 processes      memory and processor time of a tree of processes
 """
 

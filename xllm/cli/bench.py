@@ -18,6 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from xllm.bench.environment import describe
 from xllm.bench.offline import Generate, measure_latency, measure_throughput
 from xllm.bench.report import save_json
 from xllm.bench.serve import (
@@ -368,4 +369,4 @@ def _startup(args: argparse.Namespace) -> int:
 
 def _save(file: str | None, content: Mapping[str, Any]) -> None:
     if file is not None:
-        save_json(Path(file), content)
+        save_json(Path(file), {"environment": describe(), **content})

@@ -183,7 +183,9 @@ def test_the_table_shows_medians_of_kept_runs_and_the_ratio_to_the_best_peer() -
     assert "| W2: 16 at once, 256 in / 128 out | output tok/s | 20.0 | 10.0 | 16.0 | 5.0 † | 1.25x |" in text
     assert "|  | TPOT ms | 0.5 | 1.0 | 0.6 | 2.0 † | 1.25x |" in text
     assert "another session" in text
-    assert "discarded: 1 (1 for bandwidth)" in report.notes(data(runs))
+    assert "discarded: 1 (1 for bandwidth)" in report.notes(data(runs)) and "discarded: 1" in text
+    sessions = [{"date": "1", "xllm": "abc"}, {"date": "2", "xllm": "def"}]
+    assert report.sources({**data(runs), "sessions": sessions}) == "W2, memory (PSS) after W2: 1 at abc."
 
 
 def test_a_ratio_to_nothing_is_no_ratio() -> None:
@@ -200,9 +202,12 @@ def test_a_later_session_with_as_many_systems_replaces_an_earlier_one() -> None:
 
 def test_the_rate_of_a_system_is_the_highest_that_passed() -> None:
     trials = [
-        {"session": 0, "system": OURS, "rate": rate, "is_pass": is_pass}
-        for rate, is_pass in ((0.5, True), (0.8, False), (0.7, True))
-    ] + [{"session": 0, "system": "vllm", "rate": 0.5, "is_pass": False}]
+        {"session": 0, "system": OURS, "rate": rate, "is_pass": is_pass, "kept": kept}
+        for rate, is_pass, kept in ((0.5, True, True), (0.8, False, True), (0.7, True, True), (0.9, True, False))
+    ] + [
+        {"session": 0, "system": "vllm", "rate": rate, "is_pass": False, "kept": kept}
+        for rate, kept in ((0.5, True), (0.4, False))
+    ]
     assert report.best_rates(data([], trials=trials)) == [
         {"session": 0, "system": OURS, "rate": 0.7, "is_below": False},
         {"session": 0, "system": "vllm", "rate": 0.5, "is_below": True},
@@ -210,7 +215,7 @@ def test_the_rate_of_a_system_is_the_highest_that_passed() -> None:
     line = next(
         x for x in report.table(data([run(OURS, 1), run("vllm", 1)], trials=trials)).splitlines() if "W6" in x
     )
-    assert "| 0.70 | < 0.50 | > 1.40x |" in line  # what passed no trial is below the lowest of them
+    assert "| 0.70 | < 0.50 | > 1.40x |" in line  # what passed no trial is below the lowest of them that counts
 
 
 def test_the_record_keeps_earlier_sessions_and_hides_paths(tmp_path: Path) -> None:
