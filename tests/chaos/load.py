@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,8 @@ from tests.chaos.world import World
 CALL_S = 60.0
 """Without any byte for this long a call counts as lost."""
 FORBIDDEN = ("LOST", "FALSE END", "CHANGED")
+_NAMES = re.compile(r"(?:cmpl|service|engine|guest|instance)[-_ ][\w-]+|[0-9a-f]{12,}|\d+(?:\.\d+)?(?= s\b)")
+"""What differs between two refusals for the same reason: requests, instances, seconds."""
 
 
 @dataclass
@@ -42,6 +45,10 @@ class Books:
     outcomes: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     """Right answers per kind of body and way of asking."""
+    refusals: Counter[str] = field(default_factory=Counter)
+    """Why calls were refused, without the names in it."""
+    num_logprobs: int = 0
+    """Positions whose log-probabilities were compared, in right answers."""
     num_tokens: int = 0
     """Compared, in right answers."""
     num_repeated: int = 0
@@ -117,6 +124,7 @@ class Load:
                 if response.status != 200:
                     detail = f"{response.status} {(await response.text())[:300]}"
                     if response.status in (429, 503):
+                        self.books.refusals[_NAMES.sub("...", detail)] += 1
                         return "poisoned" if "when they died" in detail else "refused"
                 elif is_streamed:
                     self.live[stream] = service
@@ -160,6 +168,7 @@ class Load:
                 problem = "something followed a choice's end"
             if problem is None:
                 self.books.num_tokens += sum(len(choice.token_ids) for choice in books.answer.choices)
+                self.books.num_logprobs += sum(len(choice.logprobs) for choice in books.answer.choices)
                 return "right"
             outcome, detail = "CHANGED", problem
         else:  # what did come must be right all the same

@@ -1,7 +1,8 @@
 """The pool of request bodies, and what an undisturbed cluster answers to each.
 
 Every body fixes its seed, so its answer is one value: a timed engine's token is a hash of everything before it, the
-seed and the choice; a real model's follows from (model, seed).
+seed and the choice; a real model's follows from (model, seed). Log-probabilities are compared, too: to the last bit on
+timed engines, within ``REAL_TOLERANCE`` on a real model, where another batch sums in another order.
 """
 
 from __future__ import annotations
@@ -32,7 +33,25 @@ WORDS = [
     "bread",
     "cloud",
 ]
-KINDS = ("greedy", "seeded", "n", "penalties", "stop string", "stop id", "logprobs", "min tokens")
+KINDS = (
+    "greedy", "seeded", "n", "penalties", "stop string", "stop id", "logprobs", "min tokens", "mixed",
+)  # fmt: skip
+"""``mixed`` is everything at once: several choices, a seed, penalties, a stop string and log-probabilities."""
+PENALTIES = {"frequency_penalty": 0.5, "presence_penalty": 0.3, "repetition_penalty": 1.1}
+LOGPROBS = {"logprobs": 2, "return_tokens_as_token_ids": True}
+"""By id, since two tokens may have one name."""
+REAL_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Position:
+    """Log-probabilities of one token as the completions format shows them."""
+
+    token: str
+    logprob: float
+    offset: int
+    top: tuple[tuple[str, float], ...]
+    """The best tokens there and the chosen one, by name."""
 
 
 @dataclass
@@ -43,6 +62,7 @@ class Choice:
     token_ids: tuple[int, ...] = ()
     finish_reason: str | None = None
     stop_reason: Any = None
+    logprobs: tuple[Position, ...] = ()
 
 
 @dataclass
@@ -51,6 +71,7 @@ class Answer:
 
     choices: list[Choice]
     num_output_tokens: int | None = None
+    num_prompt_tokens: int | None = None
 
 
 @dataclass
@@ -60,15 +81,19 @@ class Case:
     kind: str
     body: Body
     expected: Answer
+    tolerance: float = 0.0
+    """Of log-probabilities."""
 
 
-def build_bodies(rng: random.Random, count: int, *, max_tokens: int) -> list[tuple[str, Body]]:
-    """Bodies of every kind; those with stops get them from :func:`add_stops`."""
+def build_bodies(
+    rng: random.Random, count: int, *, max_tokens: int, kinds: Sequence[str] = KINDS
+) -> list[tuple[str, Body]]:
+    """Bodies of ``kinds`` in turn; those with stops get them from :func:`add_stops`."""
     bodies = []
     for number in range(count):
-        kind = KINDS[number % len(KINDS)]
+        kind = kinds[number % len(kinds)]
         prompt = " ".join(rng.choice(WORDS) for _ in range(rng.choice((5, 20, 60))))
-        if number % 3 == 0:  # a common beginning, for the prefix cache
+        if (number + number // len(kinds)) % 3 == 0:  # a common beginning, for the prefix cache
             prompt = " ".join(WORDS * 3) + " " + prompt
         body: Body = {
             "model": "demo",
@@ -82,9 +107,11 @@ def build_bodies(rng: random.Random, count: int, *, max_tokens: int) -> list[tup
         if kind == "n":
             body["n"] = rng.randint(2, 3)
         elif kind == "penalties":
-            body |= {"frequency_penalty": 0.5, "presence_penalty": 0.3, "repetition_penalty": 1.1}
+            body |= PENALTIES
+        elif kind == "mixed":
+            body |= {"n": 2, **LOGPROBS, **PENALTIES}
         elif kind == "logprobs":
-            body["logprobs"] = 2
+            body |= LOGPROBS
         bodies.append((kind, body))
     return bodies
 
@@ -97,7 +124,7 @@ def add_stops(rng: random.Random, kind: str, body: Body, plain: Answer) -> Body:
         return {**body, "stop_token_ids": [ids[middle]]}
     if kind == "min tokens":
         return {**body, "stop_token_ids": [ids[middle]], "min_tokens": len(ids) // 2}
-    if kind == "stop string":
+    if kind in ("stop string", "mixed"):
         start = len(text) * middle // len(ids)
         piece = text[start : start + 6].replace("\ufffd", "")
         return {**body, "stop": [piece]} if len(piece) >= 2 else body
@@ -105,17 +132,26 @@ def add_stops(rng: random.Random, kind: str, body: Body, plain: Answer) -> Body:
 
 
 async def build_pool(
-    session: aiohttp.ClientSession, url: str, seed: int, *, count: int, max_tokens: int
+    session: aiohttp.ClientSession,
+    url: str,
+    seed: int,
+    *,
+    count: int,
+    max_tokens: int,
+    tolerance: float = 0.0,
+    kinds: Sequence[str] = KINDS,
 ) -> list[Case]:
-    """Ask everything once, undisturbed."""
+    """Ask everything once, undisturbed; ``tolerance`` of log-probabilities is 0 where engines are timed."""
     rng = random.Random(seed)
-    bodies = build_bodies(rng, count, max_tokens=max_tokens)
+    bodies = build_bodies(rng, count, max_tokens=max_tokens, kinds=kinds)
     plain = await _ask_all(session, url, [body for _, body in bodies])
     bodies = [
         (kind, add_stops(rng, kind, body, found)) for (kind, body), found in zip(bodies, plain, strict=True)
     ]
     answers = await _ask_all(session, url, [body for _, body in bodies])
-    cases = [Case(kind, body, answer) for (kind, body), answer in zip(bodies, answers, strict=True)]
+    cases = [
+        Case(kind, body, answer, tolerance) for (kind, body), answer in zip(bodies, answers, strict=True)
+    ]
     stopped = [
         case for case in cases if any(choice.finish_reason == "stop" for choice in case.expected.choices)
     ]
@@ -137,10 +173,27 @@ async def _ask_all(session: aiohttp.ClientSession, url: str, bodies: Sequence[Bo
 def parse_answer(found: Any) -> Answer:
     """A response that was not streamed."""
     choices = [
-        Choice(c["text"], tuple(c["token_ids"]), c["finish_reason"], c.get("stop_reason"))
+        Choice(
+            c["text"],
+            tuple(c["token_ids"]),
+            c["finish_reason"],
+            c.get("stop_reason"),
+            parse_logprobs(c.get("logprobs")),
+        )
         for c in sorted(found["choices"], key=lambda c: int(c["index"]))
     ]
-    return Answer(choices, found["usage"]["completion_tokens"])
+    return Answer(choices, found["usage"]["completion_tokens"], found["usage"]["prompt_tokens"])
+
+
+def parse_logprobs(found: Any) -> tuple[Position, ...]:
+    """A ``logprobs`` object of the completions format, of a whole answer or of one event."""
+    if not found:
+        return ()
+    columns = found["tokens"], found["token_logprobs"], found["text_offset"], found["top_logprobs"]
+    return tuple(
+        Position(token, logprob, offset, tuple(sorted(top.items())))
+        for token, logprob, offset, top in zip(*columns, strict=True)
+    )
 
 
 class StreamBooks:
@@ -156,6 +209,7 @@ class StreamBooks:
         """One parsed data event."""
         if event.get("usage"):
             self.answer.num_output_tokens = event["usage"]["completion_tokens"]
+            self.answer.num_prompt_tokens = event["usage"]["prompt_tokens"]
         for found in event.get("choices", ()):
             choice = self.answer.choices[found["index"]]
             ids = tuple(found.get("token_ids") or ())
@@ -163,6 +217,7 @@ class StreamBooks:
                 self.after_the_end += 1 + len(ids)
             choice.token_ids += ids
             choice.text += found.get("text") or ""
+            choice.logprobs += parse_logprobs(found.get("logprobs"))
             if found.get("finish_reason") is not None:
                 choice.finish_reason = found["finish_reason"]
                 choice.stop_reason = found.get("stop_reason")
@@ -170,16 +225,22 @@ class StreamBooks:
 
 def difference(case: Case, got: Answer) -> str | None:
     """How a whole answer is not the expected one."""
-    for index, (mine, right) in enumerate(zip(got.choices, case.expected.choices, strict=True)):
+    expected = case.expected
+    for index, (mine, right) in enumerate(zip(got.choices, expected.choices, strict=True)):
         text = prefix_difference(case, index, mine)
         if text is not None:
             return text
         if len(mine.token_ids) < len(right.token_ids):
             return f"choice {index}: {len(right.token_ids) - len(mine.token_ids)} tokens are lost"
-        if mine != right:
-            return f"choice {index}: {mine!r:.300} is not {right!r:.300}"
-    if got.num_output_tokens != case.expected.num_output_tokens:
-        return f"usage says {got.num_output_tokens} tokens, not {case.expected.num_output_tokens}"
+        if len(mine.logprobs) < len(right.logprobs):
+            return f"choice {index}: {len(right.logprobs) - len(mine.logprobs)} log-probabilities are lost"
+        for name in ("text", "finish_reason", "stop_reason"):
+            found, wanted = getattr(mine, name), getattr(right, name)
+            if found != wanted:
+                return f"choice {index}: {name} is {found!r:.200}, not {wanted!r:.200}"
+    for name in ("num_output_tokens", "num_prompt_tokens"):
+        if getattr(got, name) != getattr(expected, name):
+            return f"usage: {name} is {getattr(got, name)}, not {getattr(expected, name)}"
     return None
 
 
@@ -197,4 +258,22 @@ def prefix_difference(case: Case, index: int, mine: Choice) -> str | None:
         return f"choice {index}: {len(mine.token_ids) - len(right.token_ids)} tokens too many (duplicated)"
     if not right.text.startswith(mine.text):
         return f"choice {index}: the text differs: {mine.text[-80:]!r}"
+    if len(mine.logprobs) > len(right.logprobs):
+        return f"choice {index}: {len(mine.logprobs) - len(right.logprobs)} log-probabilities too many"
+    for place, (found, wanted) in enumerate(zip(mine.logprobs, right.logprobs, strict=False)):
+        if not is_close(found, wanted, case.tolerance):
+            return f"choice {index}: log-probabilities of token {place} are {found}, not {wanted}"
     return None
+
+
+def is_close(mine: Position, right: Position, tolerance: float) -> bool:
+    """Equal but for ``tolerance``; alternatives that are as close to each other may stand for one another."""
+    if (mine.token, mine.offset) != (right.token, right.offset) or len(mine.top) != len(right.top):
+        return False
+    pairs = [(mine.logprob, right.logprob)]
+    pairs += zip(sorted(value for _, value in mine.top), sorted(value for _, value in right.top), strict=True)
+    wanted = dict(right.top)
+    pairs += [(value, wanted[name]) for name, value in mine.top if name in wanted]
+    if not tolerance and wanted.keys() != dict(mine.top).keys():
+        return False
+    return all(abs(a - b) <= tolerance for a, b in pairs)

@@ -1,8 +1,9 @@
 """The timed executor: production brain and server, no model. A step lasts what the performance model says.
 
 Tokens are a hash of (everything before, seed, choice): the same stream whatever the batch, the resume point or the
-instance, so lost, doubled or misplaced tokens show. The same model of a step runs behind a thread (real time) and in
-the simulator (manual clock).
+instance, so lost, doubled or misplaced tokens show. With penalties the number of output tokens is hashed, too: tokens
+that were taken for prompt where they are output would be penalised wrongly, and show. Log-probabilities are a function
+of (token, position). The same model of a step runs behind a thread (real time) and in the simulator (manual clock).
 
 INVARIANTS
 - A row's hash state covers exactly its token history.
@@ -49,10 +50,13 @@ class TimedRow:
 
     def next_token(self, vocab_size: int, attempt: int = 0) -> int:
         """The token after the history; ``attempt`` counts refusals by a mask."""
-        state = self.hash
-        if attempt:
+        request, state = self.new.request, self.hash
+        salt = b"mask%d" % attempt if attempt else b""
+        if request.sampling.needs_penalties:
+            salt += b"output%d" % (self.length - len(request.prompt_token_ids))
+        if salt:
             state = state.copy()
-            state.update(b"mask%d" % attempt)
+            state.update(salt)
         return int.from_bytes(state.digest(), "little") % vocab_size
 
 
@@ -145,7 +149,7 @@ class TimedRunner:
             logit_row += order.num_logits
             tokens.append(sampled)
             wants = row.new.request.sampling.logprobs
-            logprobs.append(tuple(_flat_logprob(t, wants) for t in sampled) if wants is not None else None)
+            logprobs.append(None if wants is None else self._logprobs(row, sampled, wants))
             has_logprobs |= wants is not None
             prompt_logprobs.append(self._prompt_logprobs(row, order))
             has_prompt_logprobs |= order.want_prompt_logprobs
@@ -182,14 +186,21 @@ class TimedRunner:
                 return token
         return masks.first_allowed(logit_row)
 
-    @staticmethod
-    def _prompt_logprobs(row: TimedRow, order: BatchRow) -> tuple[PositionLogprobs, ...] | None:
+    def _logprobs(self, row: TimedRow, sampled: tuple[int, ...], wants: int) -> tuple[PositionLogprobs, ...]:
+        begin = row.length - len(sampled)
+        return tuple(
+            timed_logprobs(token, begin + i, wants, self.vocab_size) for i, token in enumerate(sampled)
+        )
+
+    def _prompt_logprobs(self, row: TimedRow, order: BatchRow) -> tuple[PositionLogprobs, ...] | None:
         if not order.want_prompt_logprobs:
             return None
         prompt = row.new.request.prompt_token_ids
         wants = row.new.request.sampling.prompt_logprobs or 0
         end = min(order.start + order.num_new_tokens, len(prompt) - 1)
-        return tuple(_flat_logprob(prompt[i + 1], wants) for i in range(order.start, end))
+        return tuple(
+            timed_logprobs(prompt[i + 1], i + 1, wants, self.vocab_size) for i in range(order.start, end)
+        )
 
 
 class _MaskRows:
@@ -216,10 +227,19 @@ class _MaskRows:
         return None
 
 
-def _flat_logprob(token: int, num_top: int) -> PositionLogprobs:
-    """Without logits every token is certain: log-probability 0, rank 1."""
-    best = TokenLogprob(token, 0.0, 1)
-    return PositionLogprobs(best, (best,) if num_top else ())
+def timed_logprobs(token: int, position: int, num_top: int, vocab_size: int) -> PositionLogprobs:
+    """What stands in for log-probabilities where there are no logits: a function of the token and its position.
+
+    The token has rank 1 to 3, its neighbours the other ranks. Values are multiples of 1/1024: exact in every format.
+    """
+    mixed = (token * 2654435761 + position * 2246822519) & 0xFFFFFFFF  # Knuth's and xxHash's odd multipliers
+    rank = 1 + (mixed >> 8) % min(3, vocab_size)
+    logprob = -0.5 - (mixed >> 20) / 1024
+
+    def at(place: int) -> TokenLogprob:
+        return TokenLogprob((token + place - rank) % vocab_size, logprob + (rank - place) * 0.25, place)
+
+    return PositionLogprobs(at(rank), tuple(at(place) for place in range(1, min(num_top, vocab_size) + 1)))
 
 
 def build_timed_executor(
