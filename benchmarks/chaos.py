@@ -1,12 +1,15 @@
 """Kills, freezes, cuts, slows and restarts everything of a cluster under load, and proves that nothing is lost.
 
-    python benchmarks/chaos.py --seed 1 --minutes 10 [--json RESULT.json]
+    python benchmarks/chaos.py --seed 1 --minutes 10 --policy cache_aware [--json RESULT.json]
 
 Four timed engines, two service replicas and a real etcd as processes of this machine, a fault proxy on every link.
-Clients send streamed and whole requests (greedy, seeded, several choices, penalties, stops, log-probabilities) whose
-one right answer is known. In the first half every kind of fault strikes alone, in turn, so that recovery times can
-be read; in the second half they are drawn and overlap. Afterwards every engine must be empty. Status 1 when anything
-was lost, changed, repeated or left behind, or when a replica doubted an engine that nothing had struck.
+Clients send streamed and whole requests (greedy, seeded, several choices, penalties, stops, log-probabilities, all of
+these at once) whose one right answer is known. First every kind of fault strikes once, alone: the next one waits until
+the cluster is well again, so that recovery times can be read; then they are drawn and overlap. Afterwards every engine
+must be empty. Status 1 when anything was lost, changed, repeated or left behind, when a kind never struck alone, or
+when a replica doubted an engine that nothing had struck.
+
+``--etcd-down-minutes 3.5`` runs another schedule: etcd is away all that time while engines are killed, frozen and cut.
 
 ``--netns`` puts every engine into a network namespace, where links are pulled and packets vanish in the kernel, in
 place of a proxy before it. ``--executor local`` runs the demo model, float32 and batch-invariant, in place of timed
@@ -28,10 +31,25 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.environment import describe
 from tests.chaos.namespaces import why_not
 from tests.chaos.run import ChaosOptions, format_report, run_chaos
-from tests.chaos.schedule import KINDS, NETNS_KINDS, Fault, build_schedule
+from tests.chaos.schedule import KINDS, NETNS_KINDS, Fault, build_outage, build_schedule, build_turns
 from tests.chaos.world import WorldOptions
+from xllm.service.policy import POLICIES
 
-START_S = 60.0
+TURN_S = 14.0
+"""About what a fault that strikes alone takes, with the rest after it."""
+
+
+def build_faults(
+    args: argparse.Namespace, engines: list[str], services: list[str], kinds: list[str] | None
+) -> tuple[list[Fault], list[Fault]]:
+    """Those that strike in turn, alone, and those that strike at their times after them."""
+    if args.etcd_down_minutes:
+        return [], build_outage(args.seed, args.etcd_down_minutes * 60.0, engines=engines)
+    drawn = [kind for kind, weight in KINDS.items() if weight]
+    every = random.Random(args.seed).sample(drawn, len(drawn))
+    turns = build_turns(args.seed, kinds or every, engines=engines, services=services)
+    seconds = max(args.minutes * 30.0, args.minutes * 60.0 - TURN_S * len(turns))
+    return turns, build_schedule(args.seed + 1, seconds, engines=engines, services=services, kinds=kinds)
 
 
 def main() -> int:
@@ -39,12 +57,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="about; the storm has half of it at least"
+    )
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--executor", choices=("timed", "local"), default="timed")
     parser.add_argument("--netns", action="store_true", help="engines in network namespaces; needs root")
-    parser.add_argument("--policy", default="round_robin")
+    parser.add_argument("--policy", default="round_robin", choices=POLICIES.names(), help="of the replicas")
+    parser.add_argument("--etcd-down-minutes", type=float, help="etcd is away that long; see above")
     parser.add_argument("--kinds", help="only these faults, in turn; separated by commas")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--keep", type=Path, help="directory for the logs of all processes")
@@ -54,33 +75,17 @@ def main() -> int:
     engines = [f"engine-{n}" for n in range(args.engines)]
     services = ["service-0", "service-1"]
     kinds = args.kinds.split(",") if args.kinds else None
-    half_s = args.minutes * 30.0
     if args.netns:
         kinds = kinds or list(NETNS_KINDS)
         reason = why_not()
         if reason is not None:
             print(f"--netns: this machine grants no network namespaces: {reason}", file=sys.stderr)
             return 2
-    drawn = [kind for kind, weight in KINDS.items() if weight]
-    every = random.Random(args.seed).sample(drawn, len(drawn))
-    lone = build_schedule(
-        args.seed,
-        half_s,
-        engines=engines,
-        services=services,
-        alone=True,
-        kinds=kinds or every,
-        gap_s=(0.5, 1.5),
-    )
-    begins_s = max([half_s, *(fault.at_s + fault.lasts_s + 8.0 for fault in lone)])
-    storm = build_schedule(args.seed + 1, half_s, engines=engines, services=services, kinds=kinds)
-    shifted = [
-        Fault(kind=f.kind, target=f.target, at_s=round(f.at_s + begins_s, 2), lasts_s=f.lasts_s)
-        for f in storm
-    ]
+    turns, storm = build_faults(args, engines, services, kinds)
     options = ChaosOptions(
         seed=args.seed,
-        faults=[*lone, *shifted],
+        turns=turns,
+        faults=storm,
         world=WorldOptions(
             num_engines=args.engines, executor=args.executor, policy=args.policy, netns=args.netns
         ),

@@ -43,6 +43,8 @@ from tests.chaos.world import TOKEN, World, WorldOptions, until
 
 SAMPLE_S = 5.0
 MIN_WARM_UP_S = 40.0
+MAX_ETCD_SOCKETS = 4
+"""Of one process: its watch, and as many as it has had calls at once."""
 
 
 class Churn:
@@ -173,6 +175,7 @@ async def soak(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
         warm_up_s = max(MIN_WARM_UP_S, 0.1 * total_s)
         churn = Churn(world, pool, args.seed, args.clients)
         outcomes: Counter[str] = Counter()
+        refusals: Counter[str] = Counter()
         failures: list[Any] = []
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in world.processes}
         blocks: dict[str, list[tuple[int, int, int]]] = {name: [] for name in world.engines}
@@ -196,12 +199,13 @@ async def soak(directory: Path, args: argparse.Namespace) -> dict[str, Any]:
             await load.stop()
             await churn.stop()
             outcomes += load.books.outcomes
+            refusals += load.books.refusals
             failures += load.books.failures
             holdings.append(await at_rest(world))
             print({name: asdict(holding) for name, holding in holdings[-1].items()}, flush=True)
         report = _report(world, holdings, samples, outcomes, failures, churn.counts, began_s)
         thinned = {name: found[:: max(1, len(found) // 40)] for name, found in blocks.items()}
-        return {**report, "kv_blocks_used_and_cached": thinned}
+        return {**report, "refusals": dict(refusals.most_common()), "kv_blocks_used_and_cached": thinned}
 
 
 def _rss_mib(process: Process) -> float:
@@ -231,10 +235,12 @@ def _report(
             "rss_slope_mib_per_min": round(slope, 3),
         }
         for field in ("num_tasks", "num_sockets", "num_fds", "num_threads"):
-            pair = [getattr(before[name], field), getattr(after[name], field)]
-            processes[name][field] = pair
-            if field != "num_threads" and pair[1] > pair[0] + 1:
-                problems.append(f"{name}: {field} grew from {pair[0]} to {pair[1]}")
+            processes[name][field] = [getattr(before[name], field), getattr(after[name], field)]
+        held = [_by_peer(world, name, holding) for holding in (before[name], after[name])]
+        processes[name]["sockets"] = {
+            peer: [part.get(peer, 0) for part in held] for peer in sorted(held[0] | held[1])
+        }
+        problems += _grown(name, processes[name])
     return {
         "problems": problems,
         "seconds": round(time.monotonic() - began_s),
@@ -248,6 +254,26 @@ def _report(
             for name, found in samples.items()
         },
     }
+
+
+def _by_peer(world: World, name: str, holding: Holding) -> dict[str, int]:
+    """Sockets by whom they lead to: etcd, an engine by name."""
+    names = {world.etcd_links[name].address: "etcd"}
+    names |= {link.address: engine for engine, link in world.engine_links.items()}
+    return {names.get(peer, peer): count for peer, count in holding.sockets.items() if count}
+
+
+def _grown(name: str, process: dict[str, Any]) -> list[str]:
+    """Whatever a process has more of than before.
+
+    Connections to etcd come and go: its client keeps one for each call that was made at the same time as another.
+    """
+    sockets = dict(process["sockets"])
+    etcd = sockets.pop("etcd", [0, 0])
+    pairs = {**sockets, "num_tasks": process["num_tasks"]}
+    pairs["num_fds beside etcd's"] = [fds - held for fds, held in zip(process["num_fds"], etcd, strict=True)]
+    pairs["etcd's beyond its bound"] = [0, max(0, etcd[1] - MAX_ETCD_SOCKETS)]
+    return [f"{name}: {what} grew from {a} to {b}" for what, (a, b) in pairs.items() if b > a]
 
 
 def main() -> int:

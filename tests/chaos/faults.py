@@ -6,12 +6,15 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable
 
 from tests.chaos.schedule import Fault
 from tests.chaos.world import World
 
 NUM_HOGS = 8
+CRAWL_STOPPED_S, CRAWL_RUNNING_S = 0.475, 0.025
+"""An engine that crawls runs for a twentieth of the time: a step per turn, and a heartbeat."""
 
 
 class Faults:
@@ -27,7 +30,7 @@ class Faults:
         """``on_struck`` is called at the moment of the fault, ``on_healed`` when its cause is gone."""
         name = fault.target
         make = {
-            "kill": self._kill, "end": self._end, "freeze": self._freeze,
+            "kill": self._kill, "end": self._end, "freeze": self._freeze, "crawl": self._crawl,
         }.get(fault.kind.split()[0])  # fmt: skip
         if name == "etcd":
             await self._strike_etcd(fault, on_struck)
@@ -108,6 +111,19 @@ class Faults:
         process.send(signal.SIGSTOP)
         await asyncio.sleep(lasts_s)
         process.send(signal.SIGCONT)
+        on_healed()
+
+    async def _crawl(
+        self, name: str, lasts_s: float, on_struck: Callable[[], None], on_healed: Callable[[], None]
+    ) -> None:
+        process = self._world.processes[name]
+        end_s = time.monotonic() + lasts_s
+        on_struck()
+        while time.monotonic() < end_s:
+            process.send(signal.SIGSTOP)
+            await asyncio.sleep(CRAWL_STOPPED_S)
+            process.send(signal.SIGCONT)
+            await asyncio.sleep(CRAWL_RUNNING_S)
         on_healed()
 
     async def _strike_etcd(self, fault: Fault, on_struck: Callable[[], None]) -> None:

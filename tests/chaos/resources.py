@@ -6,7 +6,9 @@ import asyncio
 import os
 import re
 import signal
+import socket
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 from tests.chaos.processes import Process
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_LISTEN = "0A"
 _TASKS = re.compile(r"^(\d+) asyncio tasks$", re.MULTILINE)
 
 
@@ -26,6 +29,8 @@ class Holding:
     num_sockets: int
     num_threads: int
     num_tasks: int
+    sockets: dict[str, int]
+    """How many, by whom they lead to: HOST:PORT of the peer, ``accepted``, ``listening``, ``inside`` (no TCP)."""
 
 
 async def measure(process: Process, timeout_s: float = 20.0) -> Holding:
@@ -45,7 +50,27 @@ async def measure(process: Process, timeout_s: float = 20.0) -> Holding:
         num_sockets=sum(link.startswith("socket:") for link in links),
         num_threads=len(list((root / "task").iterdir())),
         num_tasks=int(found[-1]),
+        sockets=dict(sorted(_peers(root, links).items())),
     )
+
+
+def _peers(root: Path, links: Sequence[str]) -> Counter[str]:
+    """By the kernel's table of TCP sockets: local address, remote address, state and inode of each."""
+    inodes = {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
+    rows = [line.split() for line in (root / "net" / "tcp").read_text().splitlines()[1:]]
+    mine = {row[9]: (row[1], row[2], row[3]) for row in rows if row[9] in inodes}
+    served = {local.split(":")[1] for local, _, state in mine.values() if state == _LISTEN}
+    found: Counter[str] = Counter(inside=len(inodes) - len(mine))
+    for local, remote, state in mine.values():
+        is_accepted = local.split(":")[1] in served
+        found["listening" if state == _LISTEN else "accepted" if is_accepted else _address(remote)] += 1
+    return found
+
+
+def _address(found: str) -> str:
+    """HOST:PORT of the kernel's hexadecimal form: the address as a little-endian word."""
+    host, port = found.split(":")
+    return f"{socket.inet_ntoa(bytes.fromhex(host)[::-1])}:{int(port, 16)}"
 
 
 def _existing(directory: Path) -> list[Path]:

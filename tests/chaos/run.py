@@ -9,14 +9,14 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tests.chaos.faults import Faults
 from tests.chaos.load import FORBIDDEN, Load
-from tests.chaos.requests import build_pool
-from tests.chaos.schedule import ENGINE_KINDS, Fault
+from tests.chaos.requests import REAL_TOLERANCE, build_pool
+from tests.chaos.schedule import ALONE_S, ENGINE_KINDS, SERVICE_KINDS, Fault
 from tests.chaos.watch import Mark, Watch
 from tests.chaos.world import World, WorldOptions, until
 
@@ -29,6 +29,9 @@ class ChaosOptions:
 
     seed: int
     faults: list[Fault]
+    """At their times, after ``turns``."""
+    turns: Sequence[Fault] = ()
+    """First, one after the other, each alone: the next strikes when the whole cluster is well again, and rested."""
     world: WorldOptions = field(default_factory=WorldOptions)
     num_clients: int = 16
     num_bodies: int = 32
@@ -43,52 +46,81 @@ async def run_chaos(directory: Path, options: ChaosOptions) -> dict[str, Any]:
         options.say(f"up after {time.monotonic() - began_s:.1f} s: {', '.join(world.processes)}, etcd")
         pool = await build_pool(
             world.session, world.urls["service-0"], options.seed, count=options.num_bodies,
-            max_tokens=options.max_tokens,
+            max_tokens=options.max_tokens, tolerance=0.0 if options.world.executor == "timed" else REAL_TOLERANCE,
         )  # fmt: skip
         load = Load(world, pool, options.seed, num_clients=options.num_clients)
         watch = Watch(world)
         load.on_event = watch.saw_event
         watch.start()
         load.start()
-        await _strike_all(world, load, watch, options)
+        failovers = Failovers(world)
+        await _strike_all(world, load, watch, failovers, options)
         options.say("all faults are over; waiting for what is under way")
         await load.stop()
         settled_s = await _settle(world)
         await watch.close()
+        await failovers.read()
         problems = [f"{name}: {load.books.outcomes[name]}" for name in FORBIDDEN if load.books.outcomes[name]]
         problems += await _leaks(world)
         problems += tracebacks(world)
         if load._tasks and not load.books.outcomes["right"]:
             problems.append("no call succeeded")
-        return _report(world, load, watch, options, problems, settled_s)
+        alone = {mark.fault.kind for mark in watch.marks if mark.is_alone}
+        problems += [
+            f"never struck alone: {fault.kind}" for fault in options.turns if fault.kind not in alone
+        ]
+        return _report(world, load, watch, failovers.num_seen, options, problems, settled_s)
 
 
-async def _strike_all(world: World, load: Load, watch: Watch, options: ChaosOptions) -> None:
-    began_s = time.monotonic()
+class Failovers:
+    """How many attempts were started anew: counters of the replicas, which a killed one takes with it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._seen: dict[tuple[str, int], float] = {}
+
+    async def read(self) -> None:
+        """Before a replica is struck, and at the end: what it counts after the last call is not seen."""
+        for name, process in self._world.services.items():
+            life = name, process.generation
+            found = await self._world.metric(name, "attempts_retried_total")
+            self._seen[life] = max(found, self._seen.get(life, 0.0))
+
+    @property
+    def num_seen(self) -> int:
+        """In all lives of all replicas."""
+        return int(sum(self._seen.values()))
+
+
+async def _strike_all(
+    world: World, load: Load, watch: Watch, failovers: Failovers, options: ChaosOptions
+) -> None:
     faults = Faults(world)
     tasks: list[asyncio.Task[None]] = []
     busy: set[str] = set()
+    began_s = time.monotonic()
 
     async def strike(fault: Fault) -> None:
-        marks: list[Mark] = []
+        options.say(f"{time.monotonic() - began_s:7.1f} s  {fault.kind}: {fault.target}, {fault.lasts_s:g} s")
         if fault.target in busy:  # a slow machine has not started it again yet
             options.say(f"           ... left out: {fault.target} is still busy")
             return
         busy.add(fault.target)
-        await faults.strike(
-            fault,
-            lambda: marks.append(watch.struck(fault, set(load.live))),
-            lambda: watch.healed(marks[0]),
-        )
+        if fault.kind in SERVICE_KINDS:
+            await failovers.read()
+        await faults.strike(fault, *_books_of(fault, load, watch))
         busy.discard(fault.target)
 
     try:
+        for fault in options.turns:
+            await strike(replace(fault, at_s=round(time.monotonic() - began_s, 2)))
+            await until(world.is_whole, f"every replica sees every engine ready after: {fault.kind}")
+            await asyncio.sleep(ALONE_S)
+        offset_s = time.monotonic() - began_s
         for fault in options.faults:
-            await asyncio.sleep(max(0.0, began_s + fault.at_s - time.monotonic()))
-            options.say(
-                f"{time.monotonic() - began_s:7.1f} s  {fault.kind}: {fault.target}, {fault.lasts_s:g} s"
-            )
-            tasks.append(asyncio.create_task(strike(fault)))
+            await asyncio.sleep(max(0.0, began_s + offset_s + fault.at_s - time.monotonic()))
+            shifted = replace(fault, at_s=round(fault.at_s + offset_s, 2))
+            tasks.append(asyncio.create_task(strike(shifted)))
         for task in tasks:
             await task
     finally:
@@ -96,6 +128,23 @@ async def _strike_all(world: World, load: Load, watch: Watch, options: ChaosOpti
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await faults.close()
+
+
+def _books_of(fault: Fault, load: Load, watch: Watch) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What is noted when a fault strikes, and when its cause is gone."""
+    marks: list[Mark] = []
+    before = 0
+
+    def struck() -> None:
+        nonlocal before
+        before = load.books.outcomes["right"]
+        marks.append(watch.struck(fault, set(load.live)))
+
+    def healed() -> None:
+        marks[0].num_right = load.books.outcomes["right"] - before
+        watch.healed(marks[0])
+
+    return struck, healed
 
 
 async def _settle(world: World) -> float:
@@ -182,7 +231,13 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _report(
-    world: World, load: Load, watch: Watch, options: ChaosOptions, problems: list[str], settled_s: float
+    world: World,
+    load: Load,
+    watch: Watch,
+    num_failovers: int,
+    options: ChaosOptions,
+    problems: list[str],
+    settled_s: float,
 ) -> dict[str, Any]:
     books = load.books
     logs = {name: process.text for name, process in world.services.items()}
@@ -190,13 +245,16 @@ def _report(
     return {
         "seed": options.seed,
         "world": {"engines": options.world.num_engines, "services": options.world.num_services,
-                  "executor": options.world.executor, "model": options.world.model,
+                  "policy": options.world.policy, "executor": options.world.executor, "model": options.world.model,
                   "step_s": options.world.step_s if options.world.executor == "timed" else None,
                   "lease_ttl_s": options.world.lease_ttl_s, "netns": options.world.netns, "clients": options.num_clients},
         "problems": problems,
         "calls": dict(sorted(books.outcomes.items())),
+        "refusals": dict(books.refusals.most_common(20)),
         "right_answers": dict(sorted(books.kinds.items())),
         "tokens_compared": books.num_tokens,
+        "logprobs_compared": books.num_logprobs,
+        "attempts_started_anew": num_failovers,
         "worst_call_s": round(books.worst_s, 2),
         "failures": books.failures,
         "recovery": summarize(watch.marks),
@@ -213,7 +271,8 @@ def format_report(report: dict[str, Any]) -> str:
     """For people."""
     calls = ", ".join(f"{count} {name}" for name, count in report["calls"].items())
     lines = [
-        f"calls: {calls}; {report['tokens_compared']} tokens compared",
+        f"calls: {calls}; {report['tokens_compared']} tokens compared,"
+        f" {report['logprobs_compared']} of them with log-probabilities; {report['attempts_started_anew']} failovers",
         f"{'fault':24} {'times':>5} {'alone':>5}  {'noticed s':>13}  {'stream gap s':>13}  {'back s':>13}",
     ]
     for kind, row in report["recovery"].items():

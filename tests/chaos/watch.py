@@ -39,6 +39,8 @@ class Mark:
     """Replicas that were well at the strike and have been since: their notice counts."""
     num_streams: int = 0
     """Open at the strike."""
+    num_right: int | None = None
+    """Right answers that came while it lasted."""
 
     def as_row(self) -> dict[str, Any]:
         return {
@@ -50,6 +52,7 @@ class Mark:
             "noticed_s": {name: round(value, 3) for name, value in sorted(self.noticed_s.items())},
             "called": sorted(self.states),
             "streams": self.num_streams,
+            "right_meanwhile": self.num_right,
             "worst_gap_s": round(self.worst_gap_s, 3),
             "back_s": None if self.back_s is None else round(self.back_s, 3),
         }

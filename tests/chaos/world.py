@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
@@ -29,6 +30,7 @@ from xllm.types.wire import LoadReply
 
 TOKEN = "chaos"
 SETTLE_S = 90.0
+CRAWL_FACTOR = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class WorldOptions:
     num_trace_records: int = 65_536
     netns: bool = False
     """Engines in network namespaces."""
+    crawling: tuple[str, ...] = ()
+    """Timed engines whose steps last ``CRAWL_FACTOR`` times as long."""
 
 
 async def until(condition: Callable[[], Awaitable[bool]], what: str, timeout_s: float = SETTLE_S) -> None:
@@ -129,6 +133,16 @@ class World:
         async with self.session.get(f"{self.urls[service]}/debug/waits") as response:
             return list((await response.json())["waits"])
 
+    async def metric(self, service: str, name: str) -> float:
+        """Sum of a metric's samples; 0 when the replica does not answer."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=5.0)
+            async with self.session.get(f"{self.urls[service]}/metrics", timeout=timeout) as response:
+                found = re.findall(rf"^xllm:{name}(?:{{.*}})? (\S+)$", await response.text(), re.MULTILINE)
+        except (aiohttp.ClientError, TimeoutError):
+            return 0.0
+        return sum(map(float, found))
+
     async def status(self) -> dict[str, list[dict[str, Any]]]:
         """What ``xllm cluster status`` shows, asked past the proxies of etcd."""
         return await gather_status(RegistryConfig(url=f"etcd://{self.etcd.endpoint}"), TOKEN)
@@ -174,12 +188,15 @@ class World:
         ttl = f"registry.lease_ttl_s={self.options.lease_ttl_s:g}"
         return "--registry", f"etcd://{link.address}", "--set", ttl
 
-    def executor_flags(self) -> tuple[str, ...]:
+    def executor_flags(self, name: str = "") -> tuple[str, ...]:
+        """Of the engine ``name``, or of a guest."""
         if self.options.executor == "local":
             return "--dtype", "float32", "--device", "cpu", "--num-threads", "1", "--batch-invariant"
-        path = self.directory / "profile.json"
+        is_crawling = name in self.options.crawling
+        path = self.directory / ("crawling.json" if is_crawling else "profile.json")
         if not path.exists():  # once: somebody may be reading it
-            profile = {**asdict(PROFILES["instant"]), "name": "chaos", "overhead_s": self.options.step_s}
+            step_s = self.options.step_s * (CRAWL_FACTOR if is_crawling else 1.0)
+            profile = {**asdict(PROFILES["instant"]), "name": "chaos", "overhead_s": step_s}
             path.write_text(json.dumps(profile))
         return "--executor", f"timed:{path}", "--num-threads", "1"
 
@@ -198,7 +215,7 @@ class World:
             advertised = link.address
         self._addresses[name] = address
         args = (
-            "engine", self.options.model, *self.executor_flags(), *await self._registry_flags(name, outside),
+            "engine", self.options.model, *self.executor_flags(name), *await self._registry_flags(name, outside),
             "--instance-id", name, "--endpoint", address, "--advertise", advertised,
             "--rpc-token", TOKEN, "--num-gpu-blocks-override", "4096",
             "--set", "server.migrate_after_s=0.5",
