@@ -6,7 +6,9 @@ decision    Microseconds of one routing decision with all score parts kept, per 
             request of 2,048 tokens (128 blocks, hashes made before), a third of the instances holding a part of its
             prefix. The picture of the cluster is part of it: one instance has changed since the decision before.
 memory      Bytes of a KvIndex with 10^6 blocks, each held by one to three of 8 instances (tracemalloc), the time of
-            a match of 128 blocks in it, and of a tick that sweeps after a death.
+            a match of 128 blocks in it, and of a tick that sweeps after a death. Then, in CPU time, what one instance's
+            snapshot of 10^6 blocks in runs of 128 costs the loop of the service: its decoding (one piece), its way into
+            the index at once, and the longest of the slices in which it really goes there.
 saturation  ``xllm service`` over one timed engine whose steps take no time, closed loops: answers of one token, then
             500 streams. Rates in wall time, which client and engine share, and per second of the service's CPU.
 routers     500 streams over --instances instances with a step of --step-ms, through each router of --routers in turn,
@@ -53,17 +55,20 @@ from benchmarks.router_load.paced import Window, read_notes, run_short, run_stre
 from benchmarks.router_load.routers import PACKAGES, Running, install, running
 from xllm.base.clock import MonotonicClock
 from xllm.base.garbage import collect_what_serving_makes
+from xllm.rpc.codec import Codec, build_service_codec
+from xllm.rpc.frame import HEADER
 from xllm.service.cluster.cluster import Cluster
 from xllm.service.cluster.instance import Patience
 from xllm.service.cluster.view import ClusterView
 from xllm.service.kv_index import KvIndex
 from xllm.service.policy import POLICIES
+from xllm.service.prefix_feeds import PrefixFeeds
 from xllm.types.block_hash import block_hashes, root_hash
 from xllm.types.ids import BlockHash
 from xllm.types.instance import HealthReport, InstanceInfo, LoadReport, StepCosts
 from xllm.types.kv_event import KvEvent, KvEventBatch
 from xllm.types.request import Request
-from xllm.types.wire import LoadReply
+from xllm.types.wire import KvEvents, LoadReply
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT = tuple(range(2048))
@@ -179,6 +184,50 @@ def measure_memory(num_blocks: int = 1_000_000) -> dict[str, Any]:
         "mb": round(used / 1e6, 1),
         "match_128_blocks_us": match_us,
         "tick_after_a_death_us": time_calls(index.tick, 60),
+        "snapshot": measure_snapshot(),
+    }
+
+
+def cpu_ms(call: Callable[[], object]) -> float:
+    """Milliseconds of CPU that a call takes."""
+    begin_s = time.process_time()
+    call()
+    return 1e3 * (time.process_time() - begin_s)
+
+
+def measure_snapshot(num_blocks: int = 1_000_000, tries: int = 3) -> dict[str, Any]:
+    """See the module, ``memory``: medians of some tries, and of the slices the longest of all."""
+    rng = random.Random(3)
+    runs = [tuple(BlockHash(rng.randbytes(16)) for _ in range(128)) for _ in range(num_blocks // 128)]
+    batch = KvEventBatch(1, tuple(KvEvent("stored", run) for run in runs))
+    frame, codec = bytearray(), build_service_codec()
+    Codec[Any, Any](KvEvents).append_frame(frame, 0, KvEvents(batch=batch, is_snapshot=True), 1 << 30)
+    body = memoryview(frame)[HEADER.size :]
+    del batch, runs
+    collect_what_serving_makes()
+    rows: dict[str, list[float]] = {"decode_ms": [], "at_once_ms": [], "slices_ms": []}
+    longest = 0.0
+    for _ in range(tries):
+        found: list[KvEvents] = []
+        rows["decode_ms"].append(cpu_ms(lambda into=found: into.append(codec.decode(body))))  # type: ignore[misc]
+        index = KvIndex()
+        rows["at_once_ms"].append(
+            cpu_ms(lambda i=index, f=found: i.apply("e", f[0].batch, is_snapshot=True))  # type: ignore[misc]
+        )
+        del index
+        feeds = PrefixFeeds()
+        slices = [cpu_ms(lambda f=feeds, e=found: f.take_events("e", e[0]))]  # type: ignore[misc]
+        while feeds.has_backlog:
+            slices.append(cpu_ms(feeds.apply_slice))
+        assert feeds.index.num_blocks == num_blocks // 128 * 128
+        rows["slices_ms"].append(sum(slices))
+        longest = max(longest, *slices)
+    medians = {name: round(statistics.median(values), 1) for name, values in rows.items()}
+    return {
+        "blocks": num_blocks,
+        "frame_mb": round(len(body) / 1e6, 1),
+        **medians,
+        "longest_slice_ms": round(longest, 1),
     }
 
 

@@ -86,14 +86,14 @@ def running(
 ) -> Iterator[Running]:
     """Start a router and its instances; a step takes ``step_s`` on each. Everything ends with the block."""
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as folder:
-        start = _Starter(stack, Path(folder))
+        start = Starter(stack, Path(folder))
         if name == "xllm":
             yield _start_xllm(start, num_instances, step_s, flags)
         else:
             yield _start_peer(start, name, num_instances, step_s, work)
 
 
-class _Starter:
+class Starter:
     """Starts processes that end with the stack, the last one first."""
 
     def __init__(self, stack: contextlib.ExitStack, folder: Path) -> None:
@@ -134,7 +134,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _start_xllm(start: _Starter, num_instances: int, step_s: float, flags: Sequence[str]) -> Running:
+def _start_xllm(start: Starter, num_instances: int, step_s: float, flags: Sequence[str]) -> Running:
     profile = start.folder / "profile.json"
     profile.write_text(profile_json(replace(PROFILES["instant"], name="paced", overhead_s=step_s)))
     notes = [start.folder / f"notes-{number}.json" for number in range(num_instances)]
@@ -166,7 +166,7 @@ def _start_xllm(start: _Starter, num_instances: int, step_s: float, flags: Seque
     )
 
 
-def _start_peer(start: _Starter, name: str, num_instances: int, step_s: float, work: Path) -> Running:
+def _start_peer(start: Starter, name: str, num_instances: int, step_s: float, work: Path) -> Running:
     ports = [free_port() for _ in range(num_instances)]
     backends = [
         start([sys.executable, "-m", "benchmarks.router_load.stamped_backend", str(port), str(step_s)])
@@ -185,7 +185,7 @@ def _start_peer(start: _Starter, name: str, num_instances: int, step_s: float, w
     return Running([f"{url}/v1/chat/completions"], STAMPED, [router.pid], upstream_pids)
 
 
-def _sglang(start: _Starter, work: Path, port: int, upstreams: Sequence[str]) -> list[str]:
+def _sglang(start: Starter, work: Path, port: int, upstreams: Sequence[str]) -> list[str]:
     return [
         str(work / "sglang" / "bin" / "sglang-router"), "launch", "--host", "127.0.0.1", "--port", str(port),
         "--worker-urls", *upstreams, "--policy", "round_robin", "--log-level", "error",
@@ -193,7 +193,7 @@ def _sglang(start: _Starter, work: Path, port: int, upstreams: Sequence[str]) ->
     ]  # fmt: skip
 
 
-def _litellm(start: _Starter, work: Path, port: int, upstreams: Sequence[str]) -> list[str]:
+def _litellm(start: Starter, work: Path, port: int, upstreams: Sequence[str]) -> list[str]:
     rows = [
         {
             "model_name": "m",

@@ -18,6 +18,7 @@ from xllm.engine.executor.thread import ThreadExecutor
 from xllm.engine.scheduler.limits import SchedulerLimits
 from xllm.engine.server.engine_server import EngineServer, ServerOptions
 from xllm.errors import InstanceLost
+from xllm.perf.time_model import TimeModel
 from xllm.rpc.client import EngineClient
 from xllm.types.instance import InstanceInfo
 from xllm.types.kv_layout import build_attention_layout
@@ -109,6 +110,8 @@ async def served_engine(
     depth: int = 1,
     revision: str = "",
     max_num_seqs: int = 0,
+    started_unix_s: float = 0.0,
+    times: TimeModel | None = None,
 ) -> AsyncIterator[ServedEngine]:
     """A running engine on a free loopback port; ended afterwards."""
     clock, waits = ManualClock(), WaitTable()
@@ -118,7 +121,13 @@ async def served_engine(
     )
     layout = build_attention_layout(block_size=4, num_layers=1, num_kv_heads=1, head_dim=4, dtype="float32")
     core = build_brain(
-        layout=layout, num_blocks=[num_blocks], limits=limits, vocab_size=1000, clock=clock, depth=depth
+        layout=layout,
+        num_blocks=[num_blocks],
+        limits=limits,
+        vocab_size=1000,
+        clock=clock,
+        depth=depth,
+        times=times,
     )
     built = executor(runner)
     info = InstanceInfo(
@@ -129,6 +138,7 @@ async def served_engine(
         revision=revision,
         vocab_size=1000,
         max_num_seqs=max_num_seqs,
+        started_unix_s=started_unix_s,
     )
     server = EngineServer(core, built, info, options=options, waits=waits, clock=clock)
     address = await server.start("127.0.0.1:0")

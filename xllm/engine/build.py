@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,4 +255,5 @@ def _instance_info(
         vocab_size=facts.vocab_size,
         pid=os.getpid(),
         version=__version__,
+        started_unix_s=time.time(),
     )

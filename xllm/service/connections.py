@@ -114,14 +114,17 @@ class Connections:
         if client is not None:
             self._tasks.spawn(client.close())
 
-    async def follow_cache(self, instance_id: InstanceId) -> None:
-        """Subscribe (again) to an instance's KV events; without them it is routed to by load alone."""
+    async def follow_cache(self, instance_id: InstanceId) -> bool:
+        """Subscribe (again) to an instance's KV events; False: without them it is routed to by load alone."""
         client = self.clients.get(instance_id)
-        if client is not None:
-            try:
-                await client.subscribe_kv_events()
-            except XllmError as error:
-                log.warning("instance %s sends no KV events: %s", instance_id, error.message)
+        if client is None:
+            return False
+        try:
+            await client.subscribe_kv_events()
+        except XllmError as error:
+            log.warning("instance %s sends no KV events: %s", instance_id, error.message)
+            return False
+        return True
 
     # -- private --
 

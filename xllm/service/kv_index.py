@@ -4,12 +4,14 @@ An instance's feed begins with a snapshot; batches are numbered without gaps. On
 is dropped and ``apply`` says so: the caller subscribes again. Events arrive after the step that filled a block; until
 then the prefix of a request that was just routed is *expected* at its instance, so that a burst stays together.
 
-Each feed has a bit of its own; a block's entry is the set of bits that hold it. A dead feed's bit is masked out at once
-and swept from the entries bit by bit in ``tick``; bits are never used twice.
+Each feed has a bit of its own; a block's entry is the set of bits that hold it. A dead feed's bit is masked out at
+once, swept from the entries bit by bit in ``tick``, and given to another feed once nothing holds it any more. So a
+mask is as wide as there were feeds and unswept bits at one time, however many feeds have come and gone.
 
 INVARIANTS
 - ``match`` never names an instance whose feed is broken or purged.
 - A match is contiguous per instance: block i counts only where blocks 0..i-1 are too.
+- Neither an entry nor an expectation holds a bit that is free.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from xllm.types.ids import BlockHash, InstanceId
-from xllm.types.kv_event import KvEventBatch
+from xllm.types.kv_event import KvEvent, KvEventBatch
 
 TIER_WEIGHTS = {"device": 1.0, "host": 0.7, "disk": 0.4}
 """What a block in a tier is worth next to one that is on the device already."""
@@ -43,11 +45,19 @@ class KvIndex:
         self._feeds: dict[InstanceId, _Feed] = {}
         self._names: dict[int, InstanceId] = {}
         self._alive = 0
-        self._next_bit = 1
+        self._num_bits = 0
+        self._free = 0
+        """Bits that nothing holds."""
+        self._dead = 0
+        """Bits of purged feeds that the next sweep takes."""
+        self._sweeping = 0
+        """Those that the present one takes."""
+        self._swept: list[tuple[int, int]] = []
+        """(turn of the expectations, bits): gone from the entries then, and from the expectations two turns later."""
+        self._num_turns = 0
         self._expected: tuple[dict[BlockHash, int], dict[BlockHash, int]] = ({}, {})
         self._num_ticks = 0
         self._sweep: list[tuple[dict[BlockHash, int], list[BlockHash]]] = []
-        self._needs_sweep = False
         self.num_gaps = 0
         """Feeds that had to begin anew."""
 
@@ -55,6 +65,11 @@ class KvIndex:
     def num_blocks(self) -> int:
         """Entries, those of dead feeds that are not swept yet included."""
         return sum(map(len, self._tiers.values()))
+
+    @property
+    def num_bits(self) -> int:
+        """Width of a mask."""
+        return self._num_bits
 
     def __contains__(self, instance: object) -> bool:
         return instance in self._feeds
@@ -70,31 +85,18 @@ class KvIndex:
             self.purge(instance)
             return False
         feed.next_sequence = batch.sequence + 1
-        bit, masks = feed.bit, self._masks
-        for event in batch.events:
-            if event.group != 0:
-                continue
-            if event.kind == "cleared":
-                self._clear(bit)
-                continue
-            entries = self._tiers[event.tier]
-            for block in event.hashes:
-                before = entries.get(block, 0)
-                after = before | bit if event.kind == "stored" else before & ~bit
-                if after:
-                    entries[block] = masks.setdefault(after, after)  # one int object per set of instances
-                elif before:
-                    del entries[block]
-        self._used = tuple((TIER_WEIGHTS[tier], found) for tier, found in self._tiers.items() if found)
+        self._write(feed, batch.events)
         return True
+
+    def extend(self, instance: InstanceId, events: Sequence[KvEvent]) -> None:
+        """More of the batch that was applied last, for who applies a large one in slices."""
+        self._write(self._feeds[instance], events)
 
     def purge(self, instance: InstanceId) -> None:
         """Forget what an instance holds: it died, restarted or lost its place in the feed."""
         feed = self._feeds.pop(instance, None)
         if feed is not None:
-            self._alive &= ~feed.bit
-            del self._names[feed.bit]
-            self._needs_sweep = True
+            self._retire(feed.bit)
 
     def expect(self, instance: InstanceId, hashes: Sequence[BlockHash]) -> None:
         """A request with this prefix was just sent there."""
@@ -145,48 +147,89 @@ class KvIndex:
         self._num_ticks += 1
         if self._num_ticks % EXPECT_TICKS == 0:
             self._expected = ({}, self._expected[0])
-        if not self._sweep and self._needs_sweep:
-            self._needs_sweep = False
+            self._num_turns += 1
+        while self._swept and self._swept[0][0] + 2 <= self._num_turns:
+            self._free |= self._swept.pop(0)[1]
+        if not self._sweep and self._dead:
+            self._sweeping, self._dead = self._dead, 0
             self._sweep = [(entries, list(entries)) for entries in self._tiers.values() if entries]
-        alive, masks = self._alive, self._masks
         if self._sweep:
-            entries, keys = self._sweep[-1]
-            chunk = keys[-_SWEEP_ENTRIES:]
-            del keys[-_SWEEP_ENTRIES:]
-            for block in chunk:
-                mask = entries.get(block, 0)
-                kept = mask & alive
-                if kept:
-                    entries[block] = masks.setdefault(kept, kept)
-                elif mask:
-                    del entries[block]
-            if not keys:
-                self._sweep.pop()
-        if len(masks) > 4096:
-            masks.clear()  # only shares objects; sets in use come back as they are written
+            self._sweep_some()
+        if self._sweeping and not self._sweep:
+            self._swept.append((self._num_turns, self._sweeping))
+            self._sweeping = 0
+        if len(self._masks) > 4096:
+            self._masks.clear()  # only shares objects; sets in use come back as they are written
 
     def check(self) -> None:
         """Raise AssertionError where the invariants do not hold."""
         assert self._alive == sum(feed.bit for feed in self._feeds.values())
         assert self._names == {feed.bit: name for name, feed in self._feeds.items()}
+        kinds = [self._alive, self._free, self._dead, self._sweeping, *(bits for _, bits in self._swept)]
+        assert sum(kinds) == (1 << self._num_bits) - 1 and sum(map(int.bit_count, kinds)) == self._num_bits
+        for entries in (*self._tiers.values(), *self._expected):
+            assert not any(mask & self._free for mask in entries.values())
+
+    # -- private --
 
     def _open(self, instance: InstanceId, sequence: int) -> _Feed:
-        feed = self._feeds[instance] = _Feed(self._next_bit, sequence)
-        self._names[feed.bit] = instance
-        self._alive |= feed.bit
-        self._next_bit <<= 1
+        feed = self._feeds[instance] = _Feed(self._take_bit(instance), sequence)
         return feed
 
-    def _clear(self, bit: int) -> None:
-        for entries in self._tiers.values():
-            for block in [block for block, mask in entries.items() if mask & bit]:
-                mask = entries[block] & ~bit
-                if mask:
-                    entries[block] = mask
-                else:
+    def _take_bit(self, instance: InstanceId) -> int:
+        """The lowest free bit, so that masks stay narrow."""
+        bit = self._free & -self._free
+        self._free ^= bit
+        if not bit:
+            bit = 1 << self._num_bits
+            self._num_bits += 1
+        self._names[bit] = instance
+        self._alive |= bit
+        return bit
+
+    def _retire(self, bit: int) -> None:
+        """No feed has it any more; entries may hold it until they are swept."""
+        del self._names[bit]
+        self._alive ^= bit
+        self._dead |= bit
+
+    def _write(self, feed: _Feed, events: Sequence[KvEvent]) -> None:
+        bit, masks = feed.bit, self._masks
+        for event in events:
+            if event.group != 0:
+                continue
+            if (
+                event.kind == "cleared"
+            ):  # what it held goes the way of a dead feed's: at once, and swept later
+                name = self._names[bit]
+                self._retire(bit)
+                bit = feed.bit = self._take_bit(name)
+                continue
+            entries = self._tiers[event.tier]
+            is_stored = event.kind == "stored"
+            for block in event.hashes:
+                before = entries.get(block, 0)
+                after = before | bit if is_stored else before & ~bit
+                if after:
+                    entries[block] = masks.setdefault(after, after)  # one int object per set of instances
+                elif before:
                     del entries[block]
-        for expected in self._expected:
-            expected.clear()
+        self._used = tuple((TIER_WEIGHTS[tier], found) for tier, found in self._tiers.items() if found)
+
+    def _sweep_some(self) -> None:
+        entries, keys = self._sweep[-1]
+        alive, masks = self._alive, self._masks
+        chunk = keys[-_SWEEP_ENTRIES:]
+        del keys[-_SWEEP_ENTRIES:]
+        for block in chunk:
+            mask = entries.get(block, 0)
+            kept = mask & alive
+            if kept:
+                entries[block] = masks.setdefault(kept, kept)
+            elif mask:
+                del entries[block]
+        if not keys:
+            self._sweep.pop()
 
 
 def _bits(mask: int) -> list[int]:

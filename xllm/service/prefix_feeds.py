@@ -1,5 +1,8 @@
 """PrefixFeeds: the KV index of a service, the prompts it has sent out, and how well its predictions hold.
 
+KV events go into the index as they come, large batches in slices so that a snapshot of a full cache does not hold the
+loop; what an instance sends meanwhile waits behind it. A gap is told once, until the snapshot that was asked for comes.
+
 A decision that rests on cached prefixes predicts how many prompt tokens the instance finds in its cache; the first
 output of the request says how many it did find. The sums are metrics; when they part, the log says so once a minute.
 """
@@ -7,22 +10,29 @@ output of the request says how many it did find. The sums are metrics; when they
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+from msgspec import structs
 
 from xllm.base.tally import Tally
 from xllm.service.kv_index import KvIndex
 from xllm.types.ids import InstanceId, RequestId
+from xllm.types.kv_event import KvEvent, KvEventBatch
 from xllm.types.output import RequestOutput
 from xllm.types.request import Request
+from xllm.types.wire import KvEvents
 
 log = logging.getLogger(__name__)
 
+_OVER = object()
 ALARM_REQUESTS = 50
 ALARM_SHARE = 0.25
 """Alarm when, over this many requests, predictions were wrong by more than this share of the prompt tokens."""
 _ALARM_TICKS = 120
+SLICE_BLOCKS = 10_000
+"""Blocks of a batch that go into the index at once: some milliseconds of work."""
 
 
 class _Sent(NamedTuple):
@@ -35,11 +45,14 @@ class _Sent(NamedTuple):
 class PrefixFeeds:
     """See the module.
 
-    INVARIANT: ``pending_*`` are sums over the requests sent that have neither output nor end.
+    INVARIANTS
+    - ``pending_*`` are sums over the requests sent that have neither output nor end.
+    - What an instance sent is applied in its order; nothing of a feed that was lost is applied later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, slice_blocks: int = SLICE_BLOCKS) -> None:
         self.index = KvIndex()
+        self._slice_blocks = slice_blocks
         self.predicted_tokens: Counter[InstanceId] = Counter()
         self.actual_tokens: Counter[InstanceId] = Counter()
         self.pending_tokens: Counter[InstanceId] = Counter()
@@ -51,6 +64,11 @@ class PrefixFeeds:
         self.num_wrong_tokens = 0
         """Sums over all instances ever, for /metrics; the last is of absolute differences."""
         self.num_alarms = 0
+        self._backlogs: dict[InstanceId, deque[Iterator[None]]] = {}
+        """Per instance, batches that wait, the first one begun: each applies a slice of itself per step."""
+        self._asked: set[InstanceId] = set()
+        """Instances with a gap, until their snapshot comes."""
+        self._gaps: list[InstanceId] = []
         self._sent: dict[RequestId, _Sent] = {}
         self._wrong_tokens = 0.0
         self._prompt_tokens = 0
@@ -68,6 +86,46 @@ class PrefixFeeds:
         self._sent[request.id] = _Sent(instance, predicted, num_pending, num_prompt)
         self.pending_tokens[instance] += num_pending
         self.pending_prompt_tokens[instance] += num_prompt
+
+    @property
+    def has_backlog(self) -> bool:
+        """Whether there is something for ``apply_slice``."""
+        return bool(self._backlogs)
+
+    def take_events(self, instance: InstanceId, events: KvEvents) -> None:
+        """Cache changes of an instance; small ones are applied at once where nothing waits."""
+        if events.is_snapshot:
+            self._asked.discard(instance)
+            self._backlogs.pop(instance, None)
+        applying = self._apply(instance, events)
+        if instance not in self._backlogs and _is_small(events.batch.events, self._slice_blocks):
+            for _ in applying:
+                pass
+        else:
+            self._backlogs.setdefault(instance, deque()).append(applying)
+
+    def apply_slice(self) -> None:
+        """A slice of what waits; call it again while there is a backlog."""
+        for instance, backlog in list(self._backlogs.items())[:1]:
+            if next(backlog[0], _OVER) is _OVER:
+                backlog.popleft()
+            if not backlog:
+                del self._backlogs[instance]
+
+    def take_gaps(self) -> list[InstanceId]:
+        """Instances that lost a batch since the last call: ask each for a snapshot."""
+        gaps, self._gaps = self._gaps, []
+        return gaps
+
+    def on_no_snapshot(self, instance: InstanceId) -> None:
+        """It could not be asked: the next batch is another reason to try."""
+        self._asked.discard(instance)
+
+    def on_lost(self, instance: InstanceId) -> None:
+        """Its connection is gone: what it holds is unknown until it is followed again."""
+        self.index.purge(instance)
+        self._backlogs.pop(instance, None)
+        self._asked.discard(instance)
 
     def take_recounted(self) -> set[InstanceId]:
         """Instances whose ``pending_*`` were set since the last call."""
@@ -93,7 +151,7 @@ class PrefixFeeds:
 
     def forget(self, instance: InstanceId) -> None:
         """It is gone for good."""
-        self.index.purge(instance)
+        self.on_lost(instance)
         self.predicted_tokens.pop(instance, None)
         self.actual_tokens.pop(instance, None)
 
@@ -101,6 +159,20 @@ class PrefixFeeds:
         """It is over, or goes elsewhere; unknown ones are fine."""
         if request_id in self._sent:
             self._forget(request_id)
+
+    def _apply(self, instance: InstanceId, events: KvEvents) -> Iterator[None]:
+        """Apply a batch, a slice per step."""
+        slices = _slices(events.batch.events, self._slice_blocks)
+        first = KvEventBatch(events.batch.sequence, next(slices, ()))
+        if not self.index.apply(instance, first, is_snapshot=events.is_snapshot):
+            if instance not in self._asked:
+                self._asked.add(instance)
+                self._gaps.append(instance)
+            return
+        yield
+        for more in slices:
+            self.index.extend(instance, more)
+            yield
 
     def _forget(self, request_id: RequestId) -> _Sent:
         sent = self._sent.pop(request_id)
@@ -126,3 +198,22 @@ class PrefixFeeds:
                 self._num_compared,
             )
         self._wrong_tokens, self._prompt_tokens, self._num_compared = 0.0, 0, 0
+
+
+def _is_small(events: Sequence[KvEvent], most: int) -> bool:
+    return len(events) <= most and sum(len(event.hashes) for event in events) <= most
+
+
+def _slices(events: Sequence[KvEvent], most: int) -> Iterator[tuple[KvEvent, ...]]:
+    """The same events, at most ``most`` blocks at a time."""
+    part: list[KvEvent] = []
+    room = most
+    for event in events:
+        while len(event.hashes) > room:
+            part.append(structs.replace(event, hashes=event.hashes[:room]))
+            event = structs.replace(event, hashes=event.hashes[room:])
+            yield tuple(part)
+            part, room = [], most
+        part.append(event)
+        room -= len(event.hashes)
+    yield tuple(part)

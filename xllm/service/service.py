@@ -103,6 +103,8 @@ class Service:
         self._changed = asyncio.Event()
         """Set when a connection came up or the last request ended; waiters clear it."""
         self._ticker: asyncio.TimerHandle | None = None
+        self._slicing: asyncio.Handle | None = None
+        """Takes the next slice of KV events that wait."""
         self._prefixes = PrefixFeeds()
         self._gate = gate or OverloadGate()
         hold = hold or HoldLimits()
@@ -160,8 +162,9 @@ class Service:
     async def close(self) -> None:
         """Hang up and leave no task."""
         self._is_draining = True
-        if self._ticker is not None:
-            self._ticker.cancel()
+        for timer in (self._ticker, self._slicing):
+            if timer is not None:
+                timer.cancel()
         self._delivery.close()
         error = _shutting_down()
         self._holding.close(error)
@@ -263,14 +266,13 @@ class Service:
 
     def on_kv_events(self, instance_id: InstanceId, events: KvEvents) -> None:
         """Cache changes of an instance."""
-        if not self._prefixes.index.apply(instance_id, events.batch, is_snapshot=events.is_snapshot):
-            log.warning("instance %s: KV events are missing; asking for all of them", instance_id)
-            self._tasks.spawn(self._connections.follow_cache(instance_id))
+        self._prefixes.take_events(instance_id, events)
+        self._go_on_with_events()
 
     def on_connected(self, instance_id: InstanceId, *, is_same: bool) -> None:
         """An instance can be reached."""
         if self._router.wants_prefixes:
-            self._tasks.spawn(self._connections.follow_cache(instance_id))
+            self._tasks.spawn(self._follow_cache(instance_id))
         self._model_of = None
         self._refresh_model()
         self._changed.set()
@@ -285,7 +287,7 @@ class Service:
         if self._cluster.get(instance_id) is None:
             self._prefixes.forget(instance_id)
         else:
-            self._prefixes.index.purge(instance_id)
+            self._prefixes.on_lost(instance_id)
         self._counts.lost["connection"] += self._dispatch.num_inflight(instance_id)
         self._delivery.carry_out(self._dispatch.on_instance_lost(instance_id, error))
 
@@ -315,6 +317,23 @@ class Service:
                 self._delivery.carry_out(self._dispatch.on_instance_lost(each.info.id, lost))
 
     # -- small parts --
+
+    def _go_on_with_events(self) -> None:
+        """Ask those that lost KV events for all of them, and let what waits have its turn of the loop."""
+        for name in self._prefixes.take_gaps():
+            log.warning("instance %s: KV events are missing; asking for all of them", name)
+            self._tasks.spawn(self._follow_cache(name))
+        if self._prefixes.has_backlog and self._slicing is None:
+            self._slicing = asyncio.get_running_loop().call_soon(self._take_slice)
+
+    def _take_slice(self) -> None:
+        self._slicing = None
+        self._prefixes.apply_slice()
+        self._go_on_with_events()
+
+    async def _follow_cache(self, instance_id: InstanceId) -> None:
+        if not await self._connections.follow_cache(instance_id):
+            self._prefixes.on_no_snapshot(instance_id)
 
     def choose(self, request: Request, avoid: frozenset[InstanceId]) -> Route | None:
         """Where the next attempt of a request goes: dispatch asks. Once it answers it stays in its group."""

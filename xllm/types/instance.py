@@ -56,6 +56,8 @@ class InstanceInfo(Struct, frozen=True, kw_only=True):
     vocab_size: int = 0
     pid: int = 0
     version: str = ""
+    started_unix_s: float = 0.0
+    """When its process said it started, by its own wall clock: compared with other instances', never with a clock."""
 
     @property
     def group(self) -> tuple[str, str]:

@@ -192,6 +192,34 @@ def test_another_revision_is_another_group_and_takes_over_when_as_many_of_it_are
     assert served(cluster) == ["b1", "b2"], "and back again when it is gone"
 
 
+@pytest.mark.parametrize("old, new", [("a", "b"), ("b", "a")])
+def test_replicas_agree_on_equal_groups_whenever_each_was_started(old: str, new: str) -> None:
+    old_ids, new_ids = [f"{old}1", f"{old}2"], [f"{new}1", f"{new}2"]
+    started_s = {old_ids[0]: 100.0, old_ids[1]: 500.0, new_ids[0]: 200.0, new_ids[1]: 300.0}
+
+    def see(cluster: Cluster, name: str) -> None:
+        join(cluster, name, revision=f"of-{name[0]}", started_unix_s=started_s[name])
+
+    early = build_cluster(ManualClock(), {})
+    for name in (*old_ids, *new_ids):  # as they came up
+        see(early, name)
+    late = build_cluster(ManualClock(), {})
+    for name in sorted(started_s):  # as a snapshot of the registry names them
+        see(late, name)
+    gone = build_cluster(ManualClock(), {})
+    for name in (*new_ids, *old_ids):  # it lost the old ones for a while
+        see(gone, name)
+    for cluster in (early, late, gone):
+        cluster.tick()
+        assert served(cluster) == new_ids, (
+            "its oldest started later, though an old one was started again last"
+        )
+    for cluster in (early, late, gone):
+        cluster.on_heartbeat(new_ids[0], beat("draining"))
+        cluster.tick()
+        assert served(cluster) == old_ids
+
+
 def test_only_the_same_model_with_the_same_vocabulary_takes_over() -> None:
     cluster = build_cluster(ManualClock(), {"b": "ready"})
     cluster.on_heartbeat("b", beat("draining"))

@@ -126,3 +126,42 @@ def test_random_events_agree_with_sets() -> None:
         num_matches += bool(expected)
         index.check()
     assert num_matches > 1000
+
+
+def test_bits_are_used_again_however_many_come_and_go() -> None:
+    rng = random.Random(5)
+    index = KvIndex()
+    held: dict[str, set[int]] = {}
+    sequence: dict[str, int] = {}
+    expecting: set[str] = set()
+    num_matches = num_expected = 0
+    for number in range(6000):
+        name = rng.choice(list(held)) if len(held) == 8 else f"e{number}"
+        roll = rng.random()
+        if name not in held:
+            held[name], sequence[name] = {rng.randrange(12) for _ in range(9)}, 0
+            assert index.apply(name, stored(0, *held[name]), is_snapshot=True)
+        elif roll < 0.5:
+            index.purge(name)
+            del held[name]
+            expecting.discard(name)
+        elif roll < 0.6:
+            sequence[name] += 1
+            assert index.apply(name, KvEventBatch(sequence[name], (KvEvent("cleared"),)), is_snapshot=False)
+            held[name] = set()
+        else:
+            index.expect(name, chain(1000))
+            expecting.add(name)
+        for _ in range(rng.randrange(4)):
+            index.tick()
+        index.check()
+        prefix = rng.sample(range(12), 4)
+        depths = {
+            each: next((i for i, b in enumerate(prefix) if b not in own), 4) for each, own in held.items()
+        }
+        assert index.match(chain(*prefix)) == {each: float(depth) for each, depth in depths.items() if depth}
+        assert set(index.match(chain(1000))) <= expecting
+        num_matches += any(depths.values())
+        num_expected += bool(index.match(chain(1000)))
+    assert number > 5000 and num_matches > 4000 and num_expected > 1000
+    assert index.num_bits <= 8 + 24, index.num_bits

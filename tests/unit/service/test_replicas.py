@@ -62,6 +62,35 @@ def test_each_replica_sees_what_the_other_sent() -> None:
     run(scene)
 
 
+def test_a_replica_that_starts_later_serves_the_same_revision() -> None:
+    async def scene() -> None:
+        async with (
+            served_engine(revision="v1", started_unix_s=100.0) as old,
+            served_engine(revision="v2", started_unix_s=200.0) as new,
+            serving(old) as early,
+        ):
+            assert early.cluster.group == ("fake", "v1")
+            early.publish(new, "before-0")
+            await until(lambda: early.cluster.group == ("fake", "v2"))
+            late = Parts()
+            late.publish(new, "before-0")  # a registry's snapshot is ordered by key
+            late.publish(old, "engine-0")
+            try:
+                await late.service.start(None)
+                await until(lambda: len(late.service._connections.clients) == 2)
+                late.cluster.tick()
+                assert late.cluster.group == early.cluster.group
+                for parts in (early, late):
+                    sink = Sink()
+                    await parts.service.submit(make_request("r"), sink)
+                    await until(lambda s=sink: bool(s.reasons))  # type: ignore[misc]
+                assert new.runner.ran and not old.runner.ran
+            finally:
+                await late.service.close()
+
+    run(scene)
+
+
 HOLD = HoldLimits(max_waiting_per_instance=4, max_online=1000)
 
 

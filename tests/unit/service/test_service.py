@@ -25,6 +25,7 @@ from xllm.service.cluster.cluster import Cluster
 from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.hold_queue import HoldLimits
 from xllm.service.policy.round_robin import round_robin
+from xllm.service.policy.score import Policy
 from xllm.service.router import Router
 from xllm.service.service import Service
 from xllm.types.output import RequestOutput
@@ -55,7 +56,7 @@ class Sink:
 class Parts:
     """A service and what it was wired from."""
 
-    def __init__(self, hold: HoldLimits | None = None) -> None:
+    def __init__(self, hold: HoldLimits | None = None, *, policy: Policy = round_robin) -> None:
         clock = MonotonicClock()
         self.registry = MemoryRegistry()
         self.waits = WaitTable(clock)
@@ -65,7 +66,7 @@ class Parts:
         self.service = Service(
             text=fake_text(),
             cluster=self.cluster,
-            router=Router(round_robin),
+            router=Router(policy),
             dispatch=self.dispatch,
             registry=self.registry,
             clock=clock,
@@ -93,8 +94,10 @@ class Parts:
 
 
 @asynccontextmanager
-async def serving(*engines: ServedEngine, hold: HoldLimits | None = None) -> AsyncIterator[Parts]:
-    parts = Parts(hold)
+async def serving(
+    *engines: ServedEngine, hold: HoldLimits | None = None, policy: Policy = round_robin
+) -> AsyncIterator[Parts]:
+    parts = Parts(hold, policy=policy)
     for number, engine in enumerate(engines):
         parts.publish(engine, f"engine-{number}")
     before = len(asyncio.all_tasks())

@@ -144,12 +144,18 @@ class HashPrefixIndex:
         return events
 
     def snapshot(self) -> list[KvEvent]:
-        """Stored events for every committed entry."""
-        return [
-            KvEvent("stored", (h,), self._parents[h], self._group)
-            for h, block in self._blocks.items()
-            if block not in self._promised
-        ]
+        """Stored events for every committed entry: one for each run of blocks that follow each other."""
+        runs: list[tuple[BlockHash | None, list[BlockHash]]] = []
+        last: BlockHash | None = None
+        for block_hash, block in self._blocks.items():
+            if block in self._promised:
+                continue
+            parent = self._parents[block_hash]
+            if not runs or parent is None or parent != last:
+                runs.append((parent, []))
+            runs[-1][1].append(block_hash)
+            last = block_hash
+        return [KvEvent("stored", tuple(hashes), parent, self._group) for parent, hashes in runs]
 
     def check(self, pool: Pool) -> None:
         """Entries and the pool's names agree."""

@@ -4,8 +4,9 @@ Instances form groups by (model, revision). One group is served: new requests go
 who runs in one of them stays in it.
 
 Another revision of the served model takes over as soon as it has a ready instance and at least as many instances up as
-the served one: to roll a revision out, start the new instances, then drain the old ones. The rule looks at the
-instances only, so that replicas agree without talking; at equal numbers the group that joined last wins.
+the served one: to roll a revision out, start the new instances, then drain the old ones. At equal numbers the later
+group wins: that whose oldest instance started last, by what the instances publish. The rule looks at the instances
+only, not at when this service heard of them, so that replicas agree without talking, whenever each was started.
 
 INVARIANTS
 - Inside a group everything that names a block is equal: block size, hash version, vocabulary. Who differs is refused,
@@ -58,9 +59,8 @@ class Cluster:
         self._instances: dict[InstanceId, Instance] = {}
         self._group: Group | None = None
         self._vocab_size = 0
-        self._joined: dict[Group, int] = {}
-        """Groups that may be served, with a number that grows from one to the next."""
-        self._num_joined = 0
+        self._servable: set[Group] = set()
+        """Groups that may be served."""
         self._ticked_s: float | None = None
         self._changed: set[InstanceId] = set()
         """Instances whose picture is out of date."""
@@ -100,8 +100,7 @@ class Cluster:
             raise
         self.refused.pop(info.id, None)
         if self._may_serve(info):
-            self._num_joined += 1
-            self._joined.setdefault(info.group, self._num_joined)
+            self._servable.add(info.group)
             if self._group is None:
                 self._group, self._vocab_size = info.group, info.vocab_size
         known = self._instances.get(info.id)
@@ -123,7 +122,7 @@ class Cluster:
         self._pictures = None
         self.refused.pop(instance_id, None)
         if gone is not None and gone.info.group != self._group and not self.members(gone.info.group):
-            self._joined.pop(gone.info.group, None)
+            self._servable.discard(gone.info.group)
 
     def get(self, instance_id: InstanceId) -> Instance | None:
         """An instance by id."""
@@ -192,18 +191,21 @@ class Cluster:
 
     def _choose_group(self) -> None:
         """See the module."""
-        if self._group is None or len(self._joined) < 2:
+        if self._group is None or len(self._servable) < 2:
             return
         up: dict[Group, int] = {}
+        oldest_s: dict[Group, float] = {}
         ready: set[Group] = {self._group}
         for instance in self._instances.values():
             group, state = instance.info.group, instance.state
-            is_alike = group in self._joined and group[0] == self._group[0]
+            is_alike = group in self._servable and group[0] == self._group[0]
             if is_alike and instance.info.vocab_size == self._vocab_size and state in _UP:
                 up[group] = up.get(group, 0) + 1
+                started_s = instance.info.started_unix_s
+                oldest_s[group] = min(oldest_s.get(group, started_s), started_s)
                 if state == "ready":
                     ready.add(group)
-        best = max(ready, key=lambda group: (up.get(group, 0), self._joined[group]))
+        best = max(ready, key=lambda group: (up.get(group, 0), oldest_s.get(group, 0.0), group))
         if best != self._group:
             log.info(
                 "revision %r takes over from %r: new requests go to %d instances of it",

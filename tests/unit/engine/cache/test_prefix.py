@@ -87,10 +87,30 @@ def test_events_name_what_is_stored_and_removed_after_commit_only() -> None:
     assert [e.kind for e in stored] == ["stored", "stored"]
     assert stored[0].parent is None
     assert stored[1].parent == stored[0].hashes[0]
-    assert {e.hashes for e in brain.core.kv_snapshot()} == {e.hashes for e in stored}
+    (run,) = brain.core.kv_snapshot()
+    assert run.hashes == stored[0].hashes + stored[1].hashes and run.parent is None
     new_tokens(brain, "b", [700 + i for i in range(31)])
     removed = [e.hashes[0] for e in brain.core.take_kv_events() if e.kind == "removed"]
     assert removed == [stored[1].hashes[0], stored[0].hashes[0]]
+
+
+def test_a_snapshot_has_an_event_for_each_run_of_blocks() -> None:
+    brain = SmallBrain(num_blocks=64, max_model_len=64)
+    new_tokens(brain, "a", 16)
+    new_tokens(brain, "b", [*range(8), *range(800, 808)])
+    new_tokens(brain, "c", [900 + i for i in range(12)])
+    events = brain.core.take_kv_events()
+    parents = {event.hashes[0]: event.parent for event in events}
+    seen = set()
+    snapshot = brain.core.kv_snapshot()
+    for run in snapshot:
+        before = run.parent
+        for block in run.hashes:
+            assert parents[block] == before
+            before = block
+            seen.add(block)
+    assert seen == parents.keys() and sum(len(run.hashes) for run in snapshot) == len(seen)
+    assert len(snapshot) < len(seen) / 2
 
 
 def test_a_failed_step_leaves_nothing_in_the_cache() -> None:
