@@ -125,6 +125,7 @@ def admission_of(body: SamplingFields, tenant: str) -> Admission:
         deadline_in_s=body.timeout_s,
         slo=SloBudgets(ttft_ms=body.ttft_slo_ms, tpot_ms=body.tpot_slo_ms, ttlt_ms=body.ttlt_slo_ms),
         tenant=tenant,
+        session_id=body.session_id,
     )
 
 

@@ -84,7 +84,11 @@ def _explain(message: str, kind: type[msgspec.Struct]) -> InvalidRequest:
     found = _AT.search(message)
     name = found[1] if found else ""
     text = message[: found.start()] if found else message
-    return InvalidRequest(f"{name or 'the body'}: {text}".replace("`", "'"), param=name or None)
+    return InvalidRequest(
+        f"{name or 'the body'}: {text}".replace("`", "'"),
+        hint="/docs says of what type every field is",
+        param=name or None,
+    )
 
 
 def _path(raw: str | None) -> str:

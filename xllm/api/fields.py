@@ -88,7 +88,7 @@ _SHARED = (
     _honoured("ttlt_slo_ms", "xLLM", 5000.0, "budget to the last token; counts as a bound of the first one"),
     _honoured("offline", "xLLM", True, "best effort: behind all online requests"),
     _honoured("user", "OpenAI", "me", "the tenant under --fairness, where not several API keys tell tenants apart"),
-    _inert("session_id", "vLLM", "s1", "a routing hint; one instance serves all"),
+    _honoured("session_id", "vLLM", "s1", "under --routing-policy session_affinity its requests go to one instance"),
     _refused(
         "spaces_between_special_tokens", "vLLM", False, "true is what the decoder does", True
     ),

@@ -18,11 +18,12 @@ from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import ContextTooLong, InvalidRequest
 from xllm.types.block_hash import block_hashes, root_hash
 from xllm.types.ids import BlockHash
-from xllm.types.request import Request, SloBudgets
+from xllm.types.request import Request, SessionRef, SloBudgets
 from xllm.types.sampling import MAX_SEED, SamplingParams
 
 _INT64 = 2**63
 _MAX_ID_CHARS = 128
+_MAX_SESSION_CHARS = 256
 _MAX_STOP_IDS = 1024
 
 
@@ -37,6 +38,8 @@ class Admission:
     """None: no deadline but the server's."""
     slo: SloBudgets = SloBudgets()
     tenant: str = ""
+    session_id: str | None = None
+    """None: it belongs to none."""
 
 
 @dataclass(slots=True)
@@ -85,6 +88,7 @@ class Preprocessor:
             priority=_checked(admission.priority, "priority"),
             offline=admission.offline,
             tenant=admission.tenant,
+            session=_session(admission.session_id),
             slo=_checked_slo(admission.slo),
             cache_salt=admission.cache_salt,
             age_s=age_s,
@@ -212,6 +216,18 @@ def _checked(value: int, name: str) -> int:
     if not -_INT64 <= value < _INT64:
         raise InvalidRequest(f"{name} is {value}", hint="use a 64-bit integer", param=name)
     return value
+
+
+def _session(session_id: str | None) -> SessionRef | None:
+    if session_id is None:
+        return None
+    if not 0 < len(session_id) <= _MAX_SESSION_CHARS:
+        raise InvalidRequest(
+            f"session_id has {len(session_id)} characters",
+            hint=f"use 1 to {_MAX_SESSION_CHARS} characters, or leave it out",
+            param="session_id",
+        )
+    return SessionRef(id=session_id)
 
 
 def _checked_slo(slo: SloBudgets) -> SloBudgets:

@@ -1,8 +1,8 @@
-"""WireNames: ids of requests as engines know them, where a client-chosen id is in use by another replica's request.
+"""WireNames: requests as engines know them, where a client-chosen id is in use by another replica's request.
 
 Ids are unique per replica only: two clients of two replicas may choose the same one, and both requests may meet in one
 engine. The second comer is then sent under another name, and every message about it is translated. Nearly always
-there is nothing to translate, and it costs nothing.
+there is nothing to translate, and it costs nothing. What only routing reads, the session, stays here.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ class WireNames:
         wire = f"{request.id}@{self._replica}"
         self._wire[request.id] = wire
         self._own[wire] = request.id
-        return structs.replace(request, id=wire)
+        return self.outgoing(request)
 
     def outgoing(self, request: Request) -> Request:
         """The request as engines know it."""
         wire = self._wire.get(request.id)
-        return request if wire is None else structs.replace(request, id=wire)
+        if wire is None and request.session is None:
+            return request
+        return structs.replace(request, id=wire or request.id, session=None)
 
     def wire_id(self, request_id: RequestId) -> str:
         """The name engines know."""

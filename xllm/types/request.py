@@ -48,7 +48,8 @@ class GrammarSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class SessionRef(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Reserved for agent sessions: where this turn stands in the tree of a session."""
+    """The session of a request: routing reads its id; the rest is reserved for agent sessions (where this turn stands
+    in their tree). It stays in the service: engines are not sent it, and would refuse it."""
 
     id: str
     parent: str = ""

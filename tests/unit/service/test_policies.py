@@ -22,7 +22,7 @@ from xllm.types.block_hash import block_hashes, root_hash
 from xllm.types.instance import InstanceInfo, LoadReport, StepCosts
 from xllm.types.kv_event import KvEvent, KvEventBatch
 from xllm.types.output import RequestOutput
-from xllm.types.request import Request, SloBudgets
+from xllm.types.request import Request, SessionRef, SloBudgets
 
 SIZE = 16
 
@@ -171,6 +171,20 @@ def test_sessions_stay_and_only_those_of_a_lost_instance_move() -> None:
     home = before["t0"]
     full = [instance(n, num_waiting=100 if n == home else 0) for n in names]
     assert chosen(session_affinity, request(8, tenant="t0"), ClusterView(instances=tuple(full))) != home
+
+
+def test_a_session_counts_before_its_tenant_and_belongs_to_it() -> None:
+    names = [f"e{i}" for i in range(8)]
+    seen = ClusterView(instances=tuple(instance(n) for n in names))
+
+    def home(session: str, tenant: str = "") -> str:
+        return chosen(session_affinity, request(8, tenant=tenant, session=SessionRef(id=session)), seen)
+
+    homes = [home(f"s{i}", "one") for i in range(400)]
+    assert homes == [home(f"s{i}", "one") for i in range(400)]
+    assert min(Counter(homes).values()) > 20 and len(set(homes)) == 8, "one tenant's sessions are spread"
+    assert len({home("1", f"t{i}") for i in range(100)}) == 8, "and so are sessions of one name"
+    assert home("s") == home("s")
 
 
 def first_output(name: str, cached: int) -> RequestOutput:

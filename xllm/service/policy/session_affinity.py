@@ -1,8 +1,9 @@
 """Session affinity: requests of one session (or tenant) go to the same instance as long as it is there.
 
 Rendezvous hashing: every instance draws a number from its name and the session's; the highest wins. When an instance
-comes or goes only the sessions it wins or held move. An overloaded instance is passed over; a request without session
-and tenant goes where the load is least.
+comes or goes only the sessions it wins or held move. A session is a tenant's own: "1" of one has nothing to do with
+"1" of another. An overloaded instance is passed over; a request without session and tenant goes where the load is
+least.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from xllm.types.request import Request
 
 
 def _score(request: Request, view: ClusterView) -> ScoreTable:
-    key = request.session.id if request.session is not None else request.tenant
-    if not key:
+    session_id = "" if request.session is None else request.session.id
+    if not session_id and not request.tenant:
         return least_loaded.score(request, view)
+    key = f"{request.tenant}\0{session_id}" if session_id else request.tenant
     items = view.routable()
     instances = [item.id for item in items]
     session = hashlib.blake2b(key.encode("utf-8", "surrogatepass") + b"\0", digest_size=8)
