@@ -14,6 +14,7 @@
     +-- DeadlineExceeded            the deadline of a request or a wait passed          504
     +-- InstanceError               an engine instance failed                           503
     |   +-- InstanceLost            the instance or its connection is gone (retryable)
+    |   +-- RequestGivenUp          instances died while they had this request: do not repeat it
     |   +-- TransferError           KV or media bytes did not arrive intact (retryable)
     +-- RegistryError               the registry cannot be reached or refused           503
     |   +-- LeaseExpired            the lease is gone, with every key under it
@@ -141,6 +142,12 @@ class InstanceLost(InstanceError):
     """The instance, or the connection to it, is gone."""
 
     retryable = True
+
+
+class RequestGivenUp(InstanceError):
+    """Instances died while they had this request: it may be what kills them, so it must not be sent again as it is."""
+
+    type_name = "RequestGivenUpError"
 
 
 class TransferError(InstanceError):

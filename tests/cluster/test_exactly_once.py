@@ -201,7 +201,8 @@ def test_a_request_that_was_there_when_two_instances_died_is_refused() -> None:
     cluster.run()
     end = cluster.end("r")
     assert end.finish_reason == "error" and end.error is not None
-    assert end.error.status == 503 and "e0 and e1" in end.error.message
+    assert (end.error.type_name, end.error.status) == ("RequestGivenUp", 503) and not end.error.retryable
+    assert "e0 and e1" in end.error.message and "hint: do not repeat it" in end.error.message
     assert sum(node.is_dead for node in cluster.nodes.values()) == 2
 
 

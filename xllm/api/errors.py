@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from xllm.errors import CapacityError, InternalError, NotFound, RequestError, XllmError
+from xllm.errors import CapacityError, InternalError, NotFound, RequestError, RequestGivenUp, XllmError
 from xllm.types.output import OutputError
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,14 @@ def error_bytes(error: XllmError) -> bytes:
 
 
 def error_response(error: XllmError) -> Response:
-    """The whole response, with Retry-After or WWW-Authenticate where it helps."""
+    """The whole response, with Retry-After or WWW-Authenticate where it helps.
+
+    OpenAI's clients repeat every 5xx by themselves unless ``x-should-retry`` tells them not to.
+    """
     headers: dict[str, str] = {}
-    if isinstance(error, CapacityError):
+    if isinstance(error, RequestGivenUp):
+        headers["x-should-retry"] = "false"
+    elif isinstance(error, CapacityError):
         headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
     elif error.status == 503:
         headers["Retry-After"] = "5"

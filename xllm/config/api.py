@@ -37,21 +37,24 @@ class ApiConfig:
     failover_timeout_s: float = 10.0
     """A request whose engine was lost waits at most this long for another one that can take it."""
     max_open_requests: int = 8192
-    """Choices that the service holds at once; more are answered 429. Offline work may take half. 0: no bound."""
+    """Choices that the service holds at once; more are answered 429. Offline work may take half; one client at most
+    seven times what it leaves free, so 7/8 when it is alone. 0: no bound."""
     max_open_requests_per_tenant: int = 0
-    """The same for one client (API key, else the ``user`` field); 0: no bound."""
+    """A bound for one client (API key, else the ``user`` field) besides; 0: none."""
     max_waiting_per_instance: int = 64
     """Requests an instance gets beyond the sequences it can run; more wait in the service, where the order is fair over
     all instances. 0: no bound, nothing waits in the service."""
     hold_order: Literal["tenant_fair", "fcfs"] = "tenant_fair"
     """Order of requests that wait in the service, online before offline. ``tenant_fair``: the client that has had the
-    least service first (weights: ``scheduler.tenant_weights``); ``fcfs``: by priority, then arrival."""
+    least service first, and who holds less of a full class takes a place of who holds the most (weights:
+    ``scheduler.tenant_weights``); ``fcfs``: by priority, then arrival, and a full class takes nobody."""
     max_held_online: int = 2048
-    """Online requests that may wait in the service; more are answered 429. 0: no bound."""
+    """Online requests that may wait in the service; more are answered 429, first of all the client with the most of
+    them. 0: no bound."""
     max_held_offline: int = 2048
     """The same for offline work."""
     max_held_per_tenant: int = 0
-    """The same for one client; 0: no bound."""
+    """A bound for one client over both classes besides; 0: none."""
     shutdown_timeout_s: float = opt(30.0, "--shutdown-timeout")
     """On SIGTERM, seconds that requests in flight may take to finish; 0: end them at once."""
     metrics_compat: Literal["none", "vllm"] = opt("none", "--metrics-compat")

@@ -142,7 +142,11 @@ async def _await_farewell(store: Store, registry: RegistryConfig, published: Pub
         if found.info.incarnation != published.info.incarnation:
             return
         await asyncio.sleep(POLL_S)
-    raise DeadlineExceeded(f"instance {published.info.id} is still published after it was told to end")
+    raise DeadlineExceeded(
+        f"instance {published.info.id} is still published after it was told to end",
+        hint=f"its process is {published.info.pid} at {published.info.address}: look into its log, end it if it hangs;"
+        " its record then goes with its lease",
+    )
 
 
 async def _find(store: Store, registry: RegistryConfig, instance_id: str) -> PublishedInstance:
@@ -167,7 +171,8 @@ async def _connect(published: PublishedInstance, token: str) -> EngineClient:
         if info.incarnation != published.info.incarnation:
             raise InstanceLost(
                 f"{published.info.address} is answered by incarnation {info.incarnation},"
-                f" published is {published.info.incarnation}"
+                f" published is {published.info.incarnation}",
+                hint="it has been started again since, or two engines share an address: look at xllm cluster status",
             )
     except XllmError:
         await client.close()

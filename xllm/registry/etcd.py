@@ -28,6 +28,12 @@ _DEADLINE, _UNAVAILABLE = 4, 14
 _SOFT_CODES = (_DEADLINE, _UNAVAILABLE)
 """Codes of gRPC for which another endpoint may do better."""
 
+_LOOK = "requests go on without it; see with etcdctl endpoint status whether it is overloaded or down"
+_REFUSED = "when it lacks a permission: the user of --registry-user needs read and write on the prefix of the namespace"
+_NOT_ETCD = (
+    "is --registry the client address of an etcd 3.4 or later, and nothing in between changes its answers?"
+)
+
 Json = Mapping[str, Any]
 
 
@@ -96,7 +102,7 @@ class EtcdStore:
                 events = _watched(line, after_revision)
                 if events:
                     yield events
-        raise RegistryError("etcd closed the watch")
+        raise RegistryError("etcd closed the watch", hint=_LOOK)
 
     async def grant_lease(self, ttl_s: float) -> Lease:
         """A new lease of whole seconds, at least what was asked."""
@@ -138,7 +144,9 @@ class EtcdStore:
                 return await self._ask_any(path, body, is_repeatable)
         except TimeoutError as exc:
             self._turn()
-            raise RegistryError(f"etcd did not answer {path} within {self._timeout_s:g} s") from exc
+            raise RegistryError(
+                f"etcd did not answer {path} within {self._timeout_s:g} s", hint=_LOOK
+            ) from exc
 
     async def _ask_any(self, path: str, body: Json, is_repeatable: bool) -> Json:
         problems = []
@@ -159,7 +167,15 @@ class EtcdStore:
                     self._turn()
                     break
             self._turn()
-        raise RegistryError(f"etcd cannot be reached ({'; '.join(problems) or 'the login is refused'})")
+        if not problems:
+            raise RegistryError(
+                "etcd cannot be reached (the login is refused)",
+                hint="compare --registry-user and --registry-password with etcdctl user list",
+            )
+        raise RegistryError(
+            f"etcd cannot be reached ({'; '.join(problems)})",
+            hint="compare --registry with etcd's --advertise-client-urls, and http or https with --registry-ca",
+        )
 
     async def _ask_one(self, base: str, path: str, body: Json) -> Json:
         headers = await self._headers(base)
@@ -174,7 +190,10 @@ class EtcdStore:
                 answer = _checked(response.status, await _read_all(response))
             token = answer.get("token")
             if not isinstance(token, str) or not token:
-                raise RegistryError("etcd gave no token for the login")
+                raise RegistryError(
+                    "etcd gave no token for the login",
+                    hint="etcdctl auth enable, or leave --registry-user out",
+                )
             self._token = token
         return {"Authorization": self._token}
 
@@ -196,16 +215,16 @@ class EtcdStore:
                         yield _parse(bytes(pending[:end]))
                         del pending[: end + 1]
                     if len(pending) > MAX_ANSWER_BYTES:
-                        raise RegistryError(f"etcd sent a line of more than {MAX_ANSWER_BYTES} bytes")
+                        raise _nonsense(f"etcd sent a line of more than {MAX_ANSWER_BYTES} bytes")
             finally:
                 self._watches.discard(response)
                 response.close()
         except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             self._turn()
-            raise RegistryError(f"the watch of {base} broke: {type(exc).__name__} {exc}") from exc
+            raise RegistryError(f"the watch of {base} broke: {type(exc).__name__} {exc}", hint=_LOOK) from exc
         except (_Stale, _Soft) as exc:
             self._token = ""
-            raise RegistryError(f"etcd refused the watch: {exc}") from exc
+            raise RegistryError(f"etcd refused the watch: {exc}", hint=_LOOK) from exc
 
     def _check_open(self) -> None:
         if self._session.closed:
@@ -228,7 +247,7 @@ async def _read_all(response: aiohttp.ClientResponse) -> bytes:
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            raise RegistryError(f"etcd sent more than {MAX_ANSWER_BYTES} bytes")
+            raise _nonsense(f"etcd sent more than {MAX_ANSWER_BYTES} bytes")
     return bytes(body)
 
 
@@ -249,11 +268,11 @@ def _error_of(answer: Json) -> Exception:
         return _Stale(text)
     if code in _SOFT_CODES or "leader" in text:
         return _Soft(text)
-    return RegistryError(f"etcd refused: {text}")
+    return RegistryError(f"etcd refused: {text}", hint=_REFUSED)
 
 
 def _hard(error: Exception) -> RegistryError:
-    return error if isinstance(error, RegistryError) else RegistryError(f"etcd refused: {error}")
+    return error if isinstance(error, RegistryError) else RegistryError(f"etcd refused: {error}", hint=_LOOK)
 
 
 def _watched(line: Json, after_revision: int) -> tuple[StoreEvent, ...]:
@@ -263,9 +282,13 @@ def _watched(line: Json, after_revision: int) -> tuple[StoreEvent, ...]:
         raise _hard(_error_of(line))
     compacted = _int({"compact_revision": 0, **result}, "compact_revision")
     if compacted:
-        raise Compacted(f"events after revision {after_revision} are not kept (compacted at {compacted})")
+        raise Compacted(
+            f"events after revision {after_revision} are not kept (compacted at {compacted})",
+            hint="list again, then watch from there",
+        )
     if result.get("canceled"):
-        raise RegistryError(f"etcd ended the watch: {result.get('cancel_reason', 'no reason given')}")
+        reason = result.get("cancel_reason", "no reason given")
+        raise RegistryError(f"etcd ended the watch: {reason}", hint=_REFUSED)
     return tuple(_event(event) for event in _list(result, "events"))
 
 
@@ -273,10 +296,14 @@ def _parse(body: bytes) -> Json:
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as exc:
-        raise RegistryError(f"etcd sent no JSON: {body[:80]!r}") from exc
+        raise _nonsense(f"etcd sent no JSON: {body[:80]!r}") from exc
     if not isinstance(found, dict):
-        raise RegistryError(f"etcd sent no object: {body[:80]!r}")
+        raise _nonsense(f"etcd sent no object: {body[:80]!r}")
     return found
+
+
+def _nonsense(message: str) -> RegistryError:
+    return RegistryError(message, hint=_NOT_ETCD)
 
 
 def _b64(value: str | bytes) -> str:
@@ -294,16 +321,16 @@ def _int(answer: Json, name: str) -> int:
     try:
         value = int(answer[name])
     except (KeyError, TypeError, ValueError, OverflowError) as exc:
-        raise RegistryError(f"etcd's answer has no {name}") from exc
+        raise _nonsense(f"etcd's answer has no {name}") from exc
     if not -(2**63) <= value < 2**64:
-        raise RegistryError(f"etcd's answer has a {name} beyond 64 bits")
+        raise _nonsense(f"etcd's answer has a {name} beyond 64 bits")
     return value
 
 
 def _list(answer: Json, name: str) -> list[Json]:
     found = answer.get(name, [])
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise RegistryError(f"etcd's answer has no list {name}")
+        raise _nonsense(f"etcd's answer has no list {name}")
     return found
 
 
@@ -317,7 +344,7 @@ def _item(kv: Json) -> StoreItem:
         key = b64decode(kv["key"], validate=True).decode()
         value = b64decode(kv.get("value", ""), validate=True)
     except (KeyError, TypeError, ValueError) as exc:
-        raise RegistryError("etcd sent a key or value that cannot be read") from exc
+        raise _nonsense("etcd sent a key or value that cannot be read") from exc
     return StoreItem(
         key=key, value=value, revision=_int(kv, "mod_revision"), lease=_int({"lease": 0, **kv}, "lease")
     )
@@ -326,8 +353,8 @@ def _item(kv: Json) -> StoreItem:
 def _event(event: Json) -> StoreEvent:
     kv = event.get("kv")
     if not isinstance(kv, dict):
-        raise RegistryError("etcd sent an event without a key")
+        raise _nonsense("etcd sent an event without a key")
     kind = event.get("type", "PUT")
     if kind not in ("PUT", "DELETE"):
-        raise RegistryError(f"etcd sent an event of kind {kind!r}")
+        raise _nonsense(f"etcd sent an event of kind {kind!r}")
     return StoreEvent(kind="delete" if kind == "DELETE" else "put", item=_item(kv))

@@ -129,7 +129,10 @@ class Publisher:
                     self._is_written = True
                     return True
                 if loop.time() >= deadline_s:
-                    raise RegistryError(f"the registry has refused to write {self._key} for {patience_s:g} s")
+                    raise RegistryError(
+                        f"the registry has refused to write {self._key} for {patience_s:g} s",
+                        hint="somebody else writes this name: does another instance of this id start again and again?",
+                    )
             elif loop.time() >= deadline_s:
                 message = f"{self._key} has been held by another for {patience_s:g} s"
                 log.critical("registry: %s", message)

@@ -38,6 +38,7 @@ from xllm.types.wire import (
 
 R = TypeVar("R")
 _Link = Link[FromRegistry, ToRegistry]
+_ALL_SAME_VERSION = "run the same version of xLLM on both sides"
 
 
 class RpcStore:
@@ -67,7 +68,7 @@ class RpcStore:
         """Write a key."""
         reply = await self._call(RegistryPut(key=key, value=value, lease=lease), RegistryRevision)
         if reply.revision is None:
-            raise RegistryError("the registry answered a put without a revision")
+            raise RegistryError("the registry answered a put without a revision", hint=_ALL_SAME_VERSION)
         return reply.revision
 
     async def try_set(
@@ -160,18 +161,25 @@ class RpcStore:
                     await asyncio.wait((greeted, link.closed), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError as exc:
             raise RegistryError(
-                f"no greeting from the registry at {self._address} within {self._timeout_s:g} s"
+                f"no greeting from the registry at {self._address} within {self._timeout_s:g} s",
+                hint="something listens there and says nothing: is it an xLLM registry, with TLS as --registry says?",
             ) from exc
         except OSError as exc:
             raise RegistryError(
-                f"cannot reach the registry at {self._address}: {exc.strerror or exc}"
+                f"cannot reach the registry at {self._address}: {exc.strerror or exc}",
+                hint="xllm serve --registry tcp://HOST:PORT keeps one; compare host and port, and look at the firewall",
             ) from exc
         finally:
             if not greeted.done():
                 link.close("the greeting did not succeed")
         if not greeted.done():
             reason = link.failed.message if link.failed else link.closed.result()
-            raise RegistryError(f"the registry at {self._address} hung up: {reason}")
+            hint = (
+                link.failed.hint
+                if link.failed
+                else "its log says why; is it an xLLM registry, and does TLS match?"
+            )
+            raise RegistryError(f"the registry at {self._address} hung up: {reason}", hint=hint)
         return link
 
     def _receive(self, call_id: int, message: FromRegistry) -> None:
@@ -184,4 +192,9 @@ class RpcStore:
 
     def _on_lost(self, reason: str) -> None:
         for queue in self._watches.values():
-            queue.end(RegistryError(f"the connection to the registry at {self._address} is lost: {reason}"))
+            queue.end(
+                RegistryError(
+                    f"the connection to the registry at {self._address} is lost: {reason}",
+                    hint="it is opened again by itself; requests go on meanwhile",
+                )
+            )

@@ -4,6 +4,7 @@
     policy/       pure functions (Request, ClusterView) -> a score per instance; the least wins
     kv_index.py   which instance holds which cached prefix, from KV events
     prefix_feeds.py  that index, and how well what it predicts holds
+    refusals.py   the errors that turn a request away, with their hints
     overload.py   how much a replica holds at once; 429 with the predicted wait beyond
     hold_queue.py requests that wait here: order over tenants and classes, bounds
     holding.py    who waits there, and when it goes on

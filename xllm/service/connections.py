@@ -199,7 +199,9 @@ class Connections:
             info = await client.info()
             if record.is_fenced and info.incarnation != record.info.incarnation:
                 raise InstanceLost(
-                    f"{record.info.address} is answered by another incarnation, {info.incarnation}"
+                    f"{record.info.address} is answered by another incarnation, {info.incarnation}",
+                    hint="its old record goes with its lease; if it does not, two engines share an address: give"
+                    " each its own",
                 )
             # What answers counts, not what somebody has published of it.
             info = structs.replace(info, id=instance_id)

@@ -137,7 +137,10 @@ class Delivery:
         client = self._connections.clients.get(command.instance)
         try:
             if client is None or instance is None:
-                raise InstanceLost(f"instance {command.instance} is not connected")
+                raise InstanceLost(
+                    f"instance {command.instance} is not connected",
+                    hint="/health says since when and why; the call may be repeated",
+                )
             try:
                 await client.submit(self._names.outgoing(request), deadline_s=SUBMIT_TIMEOUT_S)
             except InvalidRequest as error:

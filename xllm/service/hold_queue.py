@@ -7,9 +7,16 @@ twice the output tokens, divided by its weight, over all instances. A tenant tha
 the least counter of those that wait: credit cannot be saved up. Within a tenant, and with ``fcfs``, the priority
 decides, then arrival. Every ``AGED_TURN``-th release goes to whoever waits longest, offline ones included.
 
+A full class is shared, too: a newcomer whose tenant holds less than another one takes the place of the last request of
+the tenant that holds the most (longest queue drop; Suter et al., INFOCOM 1998), which is refused instead. So one tenant
+alone may fill the class, and a flood locks nobody out. With ``fcfs`` whoever comes to a full class is refused.
+
 INVARIANTS
-- What is held is what was pushed and neither popped nor removed.
+- What is held is what was pushed and neither popped, removed nor displaced.
 - No class and no tenant holds more than its bound.
+- With ``tenant_fair``, a tenant that is refused for a full class holds no less there than any other one, but for one
+  request: places per weight.
+- Entries of requests that are gone stay in a heap at most ``_MAX_STALE`` longer than there are live ones.
 - A request is released after at most ``AGED_TURN`` times as many releases as there were requests before it.
 - Counters of at most ``MAX_TENANTS`` tenants are kept.
 """
@@ -34,6 +41,8 @@ HoldOrder = Literal["tenant_fair", "fcfs"]
 AGED_TURN = 16
 LONGEST_RETRY_S = 120.0
 _PACE_WEIGHT = 0.1
+_MAX_STALE = 64
+"""Per tenant and class; few, since there may be many tenants."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +74,14 @@ class Held:
     def key(self) -> tuple[str, bool]:
         """Its tenant and class."""
         return self.request.tenant, self.request.offline
+
+
+@dataclass(frozen=True, slots=True)
+class Displaced:
+    """A request that waited and has to leave for one of another tenant."""
+
+    held: Held
+    error: CapacityError
 
 
 class HoldQueue:
@@ -100,22 +117,21 @@ class HoldQueue:
         """Weighted service a tenant has had."""
         return self._counters.of(tenant)
 
-    def push(self, request: Request) -> None:
-        """Let it wait.
+    def push(self, request: Request) -> Displaced | None:
+        """Let it wait; whoever has to leave for it is not held any more, and its submitter is to be told.
 
         Raises:
             CapacityError: 429, its class or its tenant has as many waiting as it may.
         """
         limits, offline, tenant = self._limits, request.offline, request.tenant
-        bound = limits.max_offline if offline else limits.max_online
-        num = self.num_held(offline=offline)
-        kind = "offline" if offline else "online"
-        if 0 < bound <= num:
-            self._refuse(f"{num} {kind} requests wait, the limit is {bound}", request)
         mine = self._num[tenant, False] + self._num[tenant, True]
         if tenant and 0 < limits.max_per_tenant <= mine:
             message = f"{mine} requests of this client wait, the limit is {limits.max_per_tenant}"
-            self._refuse(message, request)
+            raise self._refusal(message, request)
+        bound = limits.max_offline if offline else limits.max_online
+        displaced = None
+        if 0 < bound <= self.num_held(offline=offline):
+            displaced = self._displace(request, bound)
         if not mine:
             waiting = {name for (name, _), count in self._num.items() if count}
             floor = min((self.counter(name) for name in waiting), default=self._floor)
@@ -124,6 +140,7 @@ class HoldQueue:
         self._held[request.id] = held
         self._num[held.key] += 1
         heapq.heappush(self._heaps[held.key], (request.priority, held.number, request.id))
+        return displaced
 
     def try_pop(self) -> Held | None:
         """Who goes next; None: nobody waits."""
@@ -175,9 +192,14 @@ class HoldQueue:
         """Raise AssertionError where the invariants do not hold."""
         found = Counter(held.key for held in self._held.values())
         assert found == +self._num, f"{found} is not {self._num}"
+        assert self._heaps.keys() == found.keys(), "a heap of nobody"
         for key, num in found.items():
-            live = [entry for entry in self._heaps[key] if entry[2] in self._held]
-            assert len(live) >= num, key
+            heap = self._heaps[key]
+            live = {entry[2] for entry in heap if self._is_current(entry)}
+            assert len(live) == num, f"{len(live)} entries for {num} requests of {key}"
+            assert len(heap) <= 2 * num + _MAX_STALE, f"{len(heap)} entries for {num} requests of {key}"
+        for offline, bound in ((False, self._limits.max_online), (True, self._limits.max_offline)):
+            assert not bound or self.num_held(offline=offline) <= bound, "more than the bound wait"
         assert len(self._counters) <= MAX_TENANTS + 1
 
     # -- private --
@@ -198,17 +220,51 @@ class HoldQueue:
     def _top(self, key: tuple[str, bool]) -> tuple[int, int, RequestId]:
         """First entry of a heap that still waits under that number."""
         heap = self._heaps[key]
-        while True:
-            held = self._held.get(heap[0][2])
-            if held is not None and held.number == heap[0][1]:
-                return heap[0]
+        while not self._is_current(heap[0]):
             heapq.heappop(heap)
+        return heap[0]
+
+    def _is_current(self, entry: tuple[int, int, RequestId]) -> bool:
+        held = self._held.get(entry[2])
+        return held is not None and held.number == entry[1]
+
+    def _displace(self, request: Request, bound: int) -> Displaced:
+        """Make room in a full class.
+
+        Raises:
+            CapacityError: no other tenant holds more than this one would.
+        """
+        offline, weights = request.offline, self._limits.weights
+        kind = "offline" if offline else "online"
+        places = {
+            key: num / weights.get(key[0], 1.0) for key, num in self._num.items() if num and key[1] == offline
+        }
+        most = max(places, key=places.__getitem__)
+        wanted = (self._num[request.tenant, offline] + 1) / weights.get(request.tenant, 1.0)
+        if self._limits.order != "tenant_fair" or wanted >= places[most]:
+            raise self._refusal(f"{bound} {kind} requests wait, the limit is {bound}", request)
+        heap = self._heaps[most]
+        heap.sort()  # sorted is a heap, too, and nearly free to sort again for the next newcomer
+        while not self._is_current(heap[-1]):
+            heap.pop()
+        held = self._held[heap.pop()[2]]
+        error = self._refusal(
+            f"{bound} {kind} requests wait, the limit is {bound}, and this client has the most of them:"
+            " one of another client has taken the place of its last",
+            held.request,
+        )
+        self._forget(held)
+        return Displaced(held, error)
 
     def _forget(self, held: Held) -> None:
         del self._held[held.request.id]
         self._num[held.key] -= 1
-        if not self._num[held.key]:
+        num, heap = self._num[held.key], self._heaps[held.key]
+        if not num:
             del self._num[held.key], self._heaps[held.key]
+        elif len(heap) > 2 * num + _MAX_STALE:
+            self._heaps[held.key] = heap = [entry for entry in heap if self._is_current(entry)]
+            heapq.heapify(heap)
 
     def _measure_pace(self) -> None:
         now_s = self._clock.now()
@@ -217,8 +273,8 @@ class HoldQueue:
             self._gap_s += _PACE_WEIGHT * (gap_s - self._gap_s) if self._gap_s else gap_s
         self._last_pop_s = now_s
 
-    def _refuse(self, message: str, request: Request) -> None:
+    def _refusal(self, message: str, request: Request) -> CapacityError:
         self.num_refused += 1
         wait_s = self.predicted_wait_s(request)
         retry_s = 1.0 if wait_s is None else min(LONGEST_RETRY_S, max(1.0, wait_s))
-        raise CapacityError(message, retry_after_s=retry_s, hint="send fewer requests at once")
+        return CapacityError(message, retry_after_s=retry_s, hint="send fewer requests at once")

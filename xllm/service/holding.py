@@ -17,9 +17,10 @@ from msgspec import structs
 from xllm.api.backend import OutputSink
 from xllm.base.clock import Clock
 from xllm.base.waits import Wait, WaitTable
-from xllm.errors import CapacityError, DeadlineExceeded, XllmError
+from xllm.errors import XllmError
 from xllm.service.cluster.view import ClusterView
 from xllm.service.hold_queue import Held, HoldLimits, HoldQueue
+from xllm.service.refusals import late_in_queue, no_engine
 from xllm.types.ids import RequestId
 from xllm.types.request import Request
 
@@ -68,10 +69,13 @@ class Holding:
         if not self.queue and (open_view.instances or not view.routable()):
             self._begin(request, sink, open_view if open_view.instances else view)
             return True
-        self.queue.push(request)
+        displaced = self.queue.push(request)
         bound_s = (request.deadline_in_s or DEFAULT_WAIT_S) + 2 * self._max_stranded_s
         wait = self._waits.watch(f"request {request.id}", "an instance with room", bound_s)
         self._sinks[request.id] = (sink, wait.__enter__())
+        if displaced is not None:
+            self._leave(displaced.held.request.id)
+            self._refuse(displaced.held.request.id, displaced.error)
         self.pump()
         return request.id not in self.queue
 
@@ -108,10 +112,7 @@ class Holding:
             self._stranded_at_s = None
             return
         for held in self.queue.overdue():
-            self.drop(
-                held.request.id,
-                DeadlineExceeded("the deadline passed while the request waited for an instance"),
-            )
+            self.drop(held.request.id, late_in_queue())
         if self._look().routable():
             self._stranded_at_s = None
             self.pump()
@@ -120,7 +121,7 @@ class Holding:
         if self._stranded_at_s is None:
             self._stranded_at_s = now_s
         elif now_s - self._stranded_at_s >= self._max_stranded_s:
-            self._drop_all(CapacityError("no engine can take a request", status=503, retry_after_s=5.0))
+            self._drop_all(no_engine("none has been ready since this began to wait"))
 
     # -- private --
 

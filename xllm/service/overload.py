@@ -2,6 +2,8 @@
 
 A request beyond a bound is refused at once with 429 and a Retry-After from the predicted wait; it costs nothing.
 Offline work has the smaller bound, so under overload it is refused (and waits at its sender) before any online request.
+A tenant that has something open may have at most ``OPEN_PER_FREE`` times what it leaves free (dynamic thresholds;
+Choudhury and Hahne, 1998): alone 7/8 of the whole, and less the more others have. So there is room for a newcomer.
 What was accepted is never dropped for it; a resumed request does not pass here again.
 
 INVARIANT: what is counted is what has entered and not left; a refused request leaves no trace.
@@ -20,6 +22,8 @@ from xllm.types.ids import RequestId
 from xllm.types.request import Request
 
 LONGEST_RETRY_S = 120.0
+OPEN_PER_FREE = 7
+"""What runs cannot be thrown out for another tenant, so one alone may not have it all."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +56,11 @@ class OverloadGate:
         if 0 < max_open < self.num_open + num_choices:
             kind = "offline work may take" if request.offline else "the limit is"
             self._refuse(f"{self.num_open} choices are open, {kind} {max_open}", instances)
-        mine = self._by_tenant[request.tenant] if request.tenant else 0
+        mine = self._by_tenant[request.tenant]
+        free = max_open - self.num_open - num_choices + 1
+        if mine and max_open and mine + num_choices > OPEN_PER_FREE * free:
+            message = f"{mine} choices of this client are open; what is free is kept for others"
+            self._refuse(f"{message}, the limit is {max_open}", instances)
         if request.tenant and 0 < limits.max_open_per_tenant < mine + num_choices:
             self._refuse(
                 f"{mine} choices of this client are open, the limit is {limits.max_open_per_tenant}",
@@ -70,14 +78,13 @@ class OverloadGate:
         num_choices = request.sampling.n
         self._entered[request.id] = (request.tenant, num_choices)
         self.num_open += num_choices
-        if request.tenant:
-            self._by_tenant[request.tenant] += num_choices
+        self._by_tenant[request.tenant] += num_choices
 
     def leave(self, request_id: RequestId) -> None:
         """It is over; an unknown one is fine."""
         tenant, num_choices = self._entered.pop(request_id, ("", 0))
         self.num_open -= num_choices
-        if tenant and num_choices:
+        if num_choices:
             self._by_tenant[tenant] -= num_choices
             if not self._by_tenant[tenant]:
                 del self._by_tenant[tenant]

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from xllm.errors import CapacityError
 from xllm.service.cluster.view import ClusterView
 from xllm.service.policy.score import Decision, Policy
+from xllm.service.refusals import no_engine
 from xllm.types.ids import InstanceId
 from xllm.types.request import Request, Route
-
-_RETRY_AFTER_S = 5.0
 
 
 class Router:
@@ -37,9 +35,7 @@ class Router:
         decision = self._policy.decide(request, view)
         if decision is None:
             states = ", ".join(f"{item.id} is {item.state}" for item in view.instances) or "none is known"
-            raise CapacityError(
-                f"no engine can take a request: {states}", status=503, retry_after_s=_RETRY_AFTER_S
-            )
+            raise no_engine(states)
         return decision
 
     def try_decide(

@@ -24,7 +24,7 @@ from xllm.api.text_pipeline import TextPipeline
 from xllm.base.clock import Clock
 from xllm.base.trace import DecisionTrace
 from xllm.base.waits import WaitTable
-from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest, XllmError
+from xllm.errors import DeadlineExceeded, InstanceLost, InvalidRequest, XllmError
 from xllm.registry.registry import InstanceRegistry
 from xllm.service.cluster.cluster import TICK_S, Cluster, Group
 from xllm.service.cluster.view import ClusterView
@@ -37,6 +37,7 @@ from xllm.service.holding import Holding
 from xllm.service.overload import OverloadGate
 from xllm.service.policy.score import Decision
 from xllm.service.prefix_feeds import PrefixFeeds
+from xllm.service.refusals import ended_waiting, not_reached, shutting_down
 from xllm.service.router import Router
 from xllm.service.status import build_health, build_loads, gather_decisions, gather_waits, list_faults
 from xllm.service.tasks import Tasks
@@ -136,7 +137,7 @@ class Service:
             )
         except DeadlineExceeded as exc:
             reasons = "; ".join(list_faults(self._cluster)) or "none is published for the served model"
-            raise InstanceLost(f"no engine could be reached within {timeout_s:g} s: {reasons}") from exc
+            raise not_reached(timeout_s, reasons) from exc
 
     async def until_joined(self) -> None:
         """Wait, without a bound of its own, until an engine of the served model is connected."""
@@ -145,7 +146,7 @@ class Service:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new requests and those that wait here, let those in flight finish, then end the rest with an error."""
         self._is_draining = True
-        self._holding.close(_shutting_down())
+        self._holding.close(shutting_down())
         if len(self._dispatch) and timeout_s > 0:
             try:
                 await self._waits.bounded(
@@ -156,8 +157,7 @@ class Service:
                 )
             except DeadlineExceeded:
                 log.warning("%d requests did not end within %g s", len(self._dispatch), timeout_s)
-        error = CapacityError("the server is shutting down", status=503, retry_after_s=_LAST_WORDS_S)
-        self._delivery.carry_out(self._dispatch.fail_all(error))
+        self._delivery.carry_out(self._dispatch.fail_all(shutting_down(_LAST_WORDS_S)))
 
     async def close(self) -> None:
         """Hang up and leave no task."""
@@ -166,7 +166,7 @@ class Service:
             if timer is not None:
                 timer.cancel()
         self._delivery.close()
-        error = _shutting_down()
+        error = shutting_down()
         self._holding.close(error)
         self._delivery.carry_out(self._dispatch.fail_all(error))
         await self._connections.close()
@@ -188,7 +188,7 @@ class Service:
     async def submit(self, request: Request, sink: OutputSink) -> None:
         """Route a request and hand it to its engine; see Backend.submit."""
         if self._is_draining:
-            raise _shutting_down(5.0)
+            raise shutting_down(5.0)
         view = self._view()
         self._gate.check(request, view.instances)
         if request.id in self._dispatch or request.id in self._holding.queue:
@@ -204,11 +204,11 @@ class Service:
             await submitted  # bounded: dispatch and the queue have a deadline for every request
         finally:
             self._delivery.forget_answer(request.id)
-            self._holding.drop(request.id, _ended_waiting("the caller left"))
+            self._holding.drop(request.id, ended_waiting("the caller left"))
 
     def abort(self, request_id: RequestId, *, choice: int | None = None, reason: str = "abort") -> None:
         """End a request or a choice; see Backend.abort."""
-        if choice is None and self._holding.drop(request_id, _ended_waiting(reason)):
+        if choice is None and self._holding.drop(request_id, ended_waiting(reason)):
             return
         self._delivery.carry_out(self._dispatch.abort(request_id, choice, reason))
 
@@ -417,14 +417,6 @@ class Service:
         while not condition():
             self._changed.clear()
             await self._changed.wait()
-
-
-def _shutting_down(retry_after_s: float = 1.0) -> CapacityError:
-    return CapacityError("the server is shutting down", status=503, retry_after_s=retry_after_s)
-
-
-def _ended_waiting(reason: str) -> CapacityError:
-    return CapacityError(f"the request was ended while it waited for an instance: {reason}", status=503)
 
 
 def _has_begun(request: Request) -> bool:

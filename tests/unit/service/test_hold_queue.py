@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from xllm.base.clock import ManualClock
 from xllm.base.tenant_counters import MAX_TENANTS
+from xllm.config.api import ApiConfig
 from xllm.errors import CapacityError
 from xllm.service.hold_queue import AGED_TURN, LONGEST_RETRY_S, HoldLimits, HoldQueue
 from xllm.types.request import Request
@@ -98,12 +100,78 @@ def test_classes_and_tenants_are_bounded() -> None:
         queue.push(request("c", offline=True))
     queue.push(request())
     with pytest.raises(CapacityError, match="3 online requests wait") as caught:
-        queue.push(request("c"))
+        queue.push(request())
     assert caught.value.status == 429 and queue.num_refused == 3
     assert queue.remove("a0") and not queue.remove("a0")
     queue.push(request("a"))
     queue.check()
     assert len(queue) == 4
+
+
+def flood(queue: HoldQueue, count: int, tenant: str = "flood", **fields: Any) -> int:
+    """How many of them are refused."""
+    before = queue.num_refused
+    for _ in range(count):
+        with contextlib.suppress(CapacityError):
+            queue.push(request(tenant, **fields))
+    return queue.num_refused - before
+
+
+@pytest.mark.parametrize("offline", [False, True], ids=["online", "offline"])
+def test_a_flood_fills_the_class_and_locks_nobody_out(offline: bool) -> None:
+    config = ApiConfig()
+    _, queue = build(max_online=config.max_held_online, max_offline=config.max_held_offline)
+    assert flood(queue, 5000, offline=offline) == 5000 - 2048, "alone it may have all of it"
+    queue.check()
+    displaced = queue.push(request("other", offline=offline, name="mine"))
+    assert displaced is not None and displaced.held.request.tenant == "flood"
+    assert displaced.held.number == 2047, "the newest goes"
+    assert displaced.error.status == 429 and "this client has the most" in displaced.error.message
+    assert displaced.held.request.id not in queue and "mine" in queue and len(queue) == 2048
+    queue.check()
+    assert {release(queue), release(queue)} == {"flood", "other"}, "it does not stand behind the flood"
+
+
+def test_a_full_class_is_shared_evenly_by_weight_and_then_nobody_displaces_anybody() -> None:
+    _, queue = build(max_online=40, weights={"heavy": 2.0})
+    for tenant in ("a", "b", "heavy"):
+        flood(queue, 100, tenant)
+        queue.check()
+    assert Counter(held.request.tenant for held in queue._held.values()) == {"a": 10, "b": 10, "heavy": 20}
+    assert flood(queue, 9, "a") == flood(queue, 9, "heavy") == 9
+
+
+def test_who_is_displaced_is_the_last_of_its_own_order() -> None:
+    _, queue = build(max_online=4)
+    for name, priority in (("late", 5), ("first", -1), ("second", 0), ("third", 0)):
+        queue.push(request("a", name=name, priority=priority))
+    left = [queue.push(request("b", name=name)) for name in ("b0", "b1")]
+    assert [each.held.request.id for each in left if each] == ["late", "third"]
+    queue.check()
+
+
+def test_in_order_of_arrival_nobody_is_displaced() -> None:
+    _, queue = build(max_online=4, order="fcfs")
+    flood(queue, 4)
+    with pytest.raises(CapacityError, match="the limit is 4"):
+        queue.push(request("other"))
+
+
+def test_entries_of_those_that_left_do_not_pile_up() -> None:
+    _, queue = build()
+    queue.push(request("a", name="stays", priority=-1))
+    for _ in range(3000):
+        wanted = request("a")
+        queue.push(wanted)
+        assert queue.remove(wanted.id)
+        queue.check()
+    assert len(queue._heaps["a", False]) < 70
+    names = [f"aged{i}" for i in range(AGED_TURN * 40)]
+    for number, name in enumerate(names):
+        queue.push(request("b", name=name, priority=-number))  # the oldest is the last of its heap
+    for _ in range(len(names) - 1):
+        queue.try_pop()
+        queue.check()
 
 
 def test_retry_after_follows_the_pace_of_releases() -> None:
@@ -135,30 +203,40 @@ def test_deadlines_pass_while_it_waits() -> None:
 
 def test_random_pushes_pops_and_removals_keep_the_books() -> None:
     rng = random.Random(3)
-    clock, queue = build(max_online=50, max_offline=30, max_per_tenant=20)
-    waiting: set[str] = set()
+    clock, queue = build(max_online=30, max_offline=20, max_per_tenant=30)
+    waiting: dict[str, tuple[str, bool]] = {}
+    num_displaced = 0
     for _ in range(3000):
         action = rng.random()
         clock.advance(0.01)
-        if action < 0.55:
-            wanted = request(rng.choice("abcd"), offline=rng.random() < 0.3, priority=rng.randrange(3))
+        if action < 0.6:
+            tenant, offline = rng.choice("aaaabcd"), rng.random() < 0.3
+            wanted = request(tenant, offline=offline, priority=rng.randrange(3))
+            held_by = Counter(name for name, is_offline in waiting.values() if is_offline == offline)
             try:
-                queue.push(wanted)
-                waiting.add(wanted.id)
-            except CapacityError:
-                pass
+                displaced = queue.push(wanted)
+            except CapacityError as error:
+                if "of this client" not in error.message:
+                    assert held_by[tenant] + 1 >= max(held_by.values()), "less than its share, and refused"
+            else:
+                waiting[wanted.id] = tenant, offline
+                if displaced is not None:
+                    num_displaced += 1
+                    gone, is_offline = waiting.pop(displaced.held.request.id)
+                    assert is_offline == offline and held_by[gone] == max(held_by.values()) > held_by[tenant]
         elif action < 0.9:
             held = queue.try_pop()
             assert (held is None) == (not waiting)
             if held is not None:
-                waiting.remove(held.request.id)
+                del waiting[held.request.id]
                 queue.charge(held.request.tenant, prompt_tokens=rng.randrange(100))
         elif waiting:
             gone = rng.choice(sorted(waiting))
             assert queue.remove(gone)
-            waiting.remove(gone)
+            del waiting[gone]
         assert len(queue) == len(waiting)
-    queue.check()
+        queue.check()
+    assert num_displaced > 20
 
 
 def test_counters_are_bounded() -> None:

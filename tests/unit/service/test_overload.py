@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from xllm.config.api import ApiConfig
 from xllm.errors import CapacityError
 from xllm.service.cluster.view import InstanceView
 from xllm.service.overload import LONGEST_RETRY_S, OverloadGate, OverloadLimits
@@ -68,7 +69,32 @@ def test_one_tenant_cannot_take_the_room_of_others() -> None:
     fill(gate, "b", tenant="x", n=2)
     gate.leave("b")
     gate.leave("c")
-    assert not gate._by_tenant
+    assert gate._by_tenant == {"": 9}
+
+
+def test_what_one_tenant_leaves_free_is_there_for_others() -> None:
+    gate = OverloadGate(OverloadLimits(max_open=ApiConfig().max_open_requests))
+    for index in range(56):  # 64 of these would be all there is
+        fill(gate, f"flood-{index}", tenant="flood", n=128)
+    with pytest.raises(CapacityError, match="of this client are open; what is free is kept for others"):
+        fill(gate, "flood", tenant="flood", n=128)
+    for tenant in ("a", "b", ""):
+        fill(gate, f"one of {tenant}", tenant=tenant)
+    assert gate.num_open == 56 * 128 + 3
+    others = range(200)
+    for index in others:
+        fill(gate, f"one of {index}", tenant=f"t{index}")
+    small = OverloadGate(OverloadLimits(max_open=128))
+    fill(small, "all", tenant="flood", n=128)
+
+
+def test_offline_work_of_one_tenant_leaves_room_for_that_of_others() -> None:
+    gate = OverloadGate(OverloadLimits(max_open=64))
+    for index in range(28):
+        fill(gate, f"flood-{index}", tenant="flood", offline=True)
+    with pytest.raises(CapacityError, match="kept for others, the limit is 32"):
+        fill(gate, "flood", tenant="flood", offline=True)
+    fill(gate, "other", tenant="other", offline=True)
 
 
 @pytest.mark.parametrize(("num_tokens", "expected_s"), [(0, 1.0), (10, 10.0), (10**6, LONGEST_RETRY_S)])

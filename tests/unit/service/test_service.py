@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from xllm.api.backend import ServedModel
 from xllm.base.clock import MonotonicClock
 from xllm.base.trace import DecisionTrace
 from xllm.base.waits import WaitTable
+from xllm.config.api import ApiConfig
 from xllm.engine.server.engine_server import ServerOptions
 from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRequest
 from xllm.registry.memory import MemoryRegistry
@@ -26,9 +28,11 @@ from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.hold_queue import HoldLimits
 from xllm.service.policy.round_robin import round_robin
 from xllm.service.policy.score import Policy
+from xllm.service.policy.session_affinity import session_affinity
 from xllm.service.router import Router
 from xllm.service.service import Service
 from xllm.types.output import RequestOutput
+from xllm.types.request import SessionRef
 
 
 class Sink:
@@ -56,7 +60,9 @@ class Sink:
 class Parts:
     """A service and what it was wired from."""
 
-    def __init__(self, hold: HoldLimits | None = None, *, policy: Policy = round_robin) -> None:
+    def __init__(
+        self, hold: HoldLimits | None = None, *, fails_over: bool = False, policy: Policy = round_robin
+    ) -> None:
         clock = MonotonicClock()
         self.registry = MemoryRegistry()
         self.waits = WaitTable(clock)
@@ -72,7 +78,7 @@ class Parts:
             clock=clock,
             waits=self.waits,
             trace=trace,
-            fails_over=False,
+            fails_over=fails_over,
             hold=hold,
             build_model=self.build_model,
         )
@@ -95,9 +101,9 @@ class Parts:
 
 @asynccontextmanager
 async def serving(
-    *engines: ServedEngine, hold: HoldLimits | None = None, policy: Policy = round_robin
+    *engines: ServedEngine, hold: HoldLimits | None = None, **options: Any
 ) -> AsyncIterator[Parts]:
-    parts = Parts(hold, policy=policy)
+    parts = Parts(hold, **options)
     for number, engine in enumerate(engines):
         parts.publish(engine, f"engine-{number}")
     before = len(asyncio.all_tasks())
@@ -141,6 +147,45 @@ def test_two_instances_share_the_requests() -> None:
             assert found["route_decisions", "turn"] == 10 and found["attempts_retried",] == 0
             assert found["instance_state", "engine-0", "ready"] == 1
             assert one.runner.ran and two.runner.ran
+
+    run(scene)
+
+
+def test_a_session_chooses_the_instance_and_engines_are_not_told() -> None:
+    async def scene() -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            engines = [await stack.enter_async_context(served_engine()) for _ in range(3)]
+            parts = await stack.enter_async_context(
+                serving(*engines, policy=session_affinity, fails_over=True)
+            )
+            homes: dict[str, set[str]] = {}
+            for number in range(24):
+                session, sink, name = f"s{number % 8}", Sink(), f"r{number}"
+                await parts.service.submit(make_request(name, session=SessionRef(id=session)), sink)
+                await until(lambda: sink.reasons == ["length"])  # noqa: B023
+                homes.setdefault(session, set()).update(
+                    row.fields["instance"] for row in parts.trace.for_request(name) if row.event == "scored"
+                )
+            assert all(len(home) == 1 for home in homes.values()), homes
+            assert len(set.union(*homes.values())) > 1, homes
+
+    run(scene)
+
+
+def test_a_session_outlives_the_instance_it_was_on() -> None:
+    async def scene() -> None:
+        async with served_engine() as one, served_engine() as two:
+            async with serving(one, two, policy=session_affinity, fails_over=True) as parts:
+                for engine in (one, two):
+                    engine.runner.gate.clear()
+                sink = Sink()
+                await parts.service.submit(make_request("r", session=SessionRef(id="s")), sink)
+                home = parts.dispatch._live["r"].instance
+                parts.registry.withdraw(home)
+                for engine in (one, two):
+                    engine.runner.gate.set()
+                await until(lambda: sink.reasons == ["length"])
+                assert sink.tokens == [3, 4, 5, 6]
 
     run(scene)
 
@@ -326,7 +371,7 @@ def test_what_an_instance_has_no_room_for_waits_in_the_service_and_goes_on_in_or
             submit_all(parts, ["c0", "c1"], tenant="flood")
             await until(lambda: len(parts.service._holding) == 8)
             with pytest.raises(CapacityError, match="7 online requests wait") as caught:
-                await parts.service.submit(make_request("x"), Sink())
+                await parts.service.submit(make_request("x", tenant="flood"), Sink())
             assert caught.value.status == 429
             engine.runner.gate.set()
             everybody = first | flood | small | offline
@@ -337,6 +382,34 @@ def test_what_an_instance_has_no_room_for_waits_in_the_service_and_goes_on_in_or
             found = {(sample.name, *sample.labels): sample.value for sample in parts.service.samples()}
             assert found["requests_held",] == 9 and found["num_requests_held", "online"] == 0
             assert found["route_decisions", "only"] == 11
+
+    run(scene)
+
+
+@pytest.mark.parametrize("offline", [False, True], ids=["online", "offline"])
+def test_one_request_among_five_thousand_of_another_tenant_is_served(offline: bool) -> None:
+    config = ApiConfig()
+    hold = HoldLimits(
+        max_waiting_per_instance=16,  # a real engine has room for the default of 64 in its queue
+        max_online=config.max_held_online,
+        max_offline=config.max_held_offline,
+    )
+
+    async def scene() -> None:
+        async with served_engine(max_num_seqs=2) as engine, serving(engine, hold=hold) as parts:
+            engine.runner.gate.clear()
+            flood = submit_all(parts, [f"f{i}" for i in range(5000)], tenant="flood", offline=offline)
+            await until(lambda: sum(future.done() for _, future in flood.values()) == 5000 - 2048)
+            mine = submit_all(parts, ["mine"], tenant="other", offline=offline)
+            await until(lambda: "mine" in parts.service._holding.queue)
+            refused = [future for _, future in flood.values() if future.done() and future.exception()]
+            engine.runner.gate.set()
+            await until(lambda: mine["mine"][0].reasons == ["length"])
+            assert all(isinstance(f.exception(), CapacityError) for f in refused)
+            assert len(parts.service._holding) > 1500, "it did not wait for the flood"
+            parts.service._holding.close(CapacityError("the test is over"))
+            await until(lambda: len(parts.dispatch) == 0 and all(f.done() for _, f in flood.values()))
+            await asyncio.gather(*(f for _, f in flood.values()), return_exceptions=True)
 
     run(scene)
 

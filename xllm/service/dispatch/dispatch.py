@@ -30,6 +30,7 @@ from xllm.service.dispatch.deadlines import Deadlines
 from xllm.service.dispatch.live_request import LiveRequest
 from xllm.service.dispatch.offers import Offers, count_out
 from xllm.service.dispatch.retry import RetryLimits
+from xllm.service.refusals import given_up, late_at_engine
 from xllm.types.ids import InstanceId, RequestId
 from xllm.types.output import FinishReason, RequestOutput
 from xllm.types.request import Request, Route
@@ -260,8 +261,7 @@ class Dispatch:
             if live.instance:
                 abort = SendAbort(live.instance, live.first.id, live.request.attempt, None, "deadline")
                 commands.append(abort)
-            error = DeadlineExceeded("the request's deadline passed and the engine did not end it")
-            commands.append(self._fail(live, error, "deadline"))
+            commands.append(self._fail(live, late_at_engine(), "deadline"))
         return commands + self._offers.take_strays() + self.retry_parked()
 
     def retry_parked(self, *, now: bool = False) -> list[Command]:
@@ -311,13 +311,7 @@ class Dispatch:
         if is_death:
             live.killers.append(lost)
         if len(live.killers) >= self._limits.max_deaths:
-            names = " and ".join(live.killers)
-            refusal = CapacityError(
-                f"the request was on {names} when they died and is not given to another instance",
-                status=503,
-                retry_after_s=30.0,
-            )
-            return [*commands, self._fail(live, refusal)]
+            return [*commands, self._fail(live, given_up(live.killers))]
         live.refused_by.clear()
         if live.offer is not None:
             return commands + self._offers.take_over(live)

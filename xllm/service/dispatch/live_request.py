@@ -139,6 +139,10 @@ class LiveRequest:
     def end(self, choice: int, reason: FinishReason, error: XllmError | None) -> RequestOutput:
         """Close a choice here, without its engine."""
         self.open_choices.discard(choice)
+        # With its hint: what travels in an output has no other place for it.
+        told = (
+            None if error is None else structs.replace(to_output_error(error), message=error.public_message)
+        )
         return RequestOutput(
             self.first.id,
             self.request.attempt,
@@ -146,5 +150,5 @@ class LiveRequest:
             len(self.output_ids[choice]),
             (),
             finish_reason=reason,
-            error=None if error is None else to_output_error(error),
+            error=told,
         )
