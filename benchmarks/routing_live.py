@@ -14,7 +14,8 @@ what can be found in a cache at all.
 
 makespan_s        from the first request until the last answer is complete
 hit_rate          cached_tokens over prompt_tokens, summed over the ``usage`` of all answers
-foreign_cpu       CPUs that other processes of this machine used meanwhile; own_cpu: ours, of the machine's
+foreign_cpu       CPUs that other processes of this machine used meanwhile; own_cpu: those that ours used
+nice              of all processes of the run: on a machine with other work start it with ``nice -n -10``
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import shutil
 import statistics
@@ -258,7 +260,9 @@ def measure(workloads: Sequence[str], rounds: int, seed: int, slowdown: float) -
                 row = run(policy, talks, slowdown)
                 rows[workload].setdefault(policy, []).append(row)
                 print(f"round {turn}: {workload} {policy}", json.dumps(row), flush=True)
-    found: dict[str, Any] = {"seed": seed, "slowdown": slowdown, "rounds": rounds, "clients": NUM_CLIENTS}
+    found: dict[str, Any] = {
+        "seed": seed, "slowdown": slowdown, "rounds": rounds, "clients": NUM_CLIENTS, "nice": os.nice(0),
+    }  # fmt: skip
     for workload in workloads:
         found[workload] = {**summarise(rows[workload]), "runs": rows[workload]}
     return found
