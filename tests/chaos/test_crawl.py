@@ -19,12 +19,12 @@ CRAWLER = "engine-1"
 @pytest.mark.timeout(300)
 def test_an_engine_that_crawls_ends_what_it_has_and_gets_little_more(tmp_path: Path) -> None:
     options = WorldOptions(
-        num_engines=2, num_services=1, step_s=0.004, lease_ttl_s=3.0, policy="least_loaded", crawling=(CRAWLER,)
+        num_engines=2, num_services=1, step_s=0.003, lease_ttl_s=3.0, policy="least_loaded", crawling=(CRAWLER,)
     )  # fmt: skip
 
     async def scene() -> None:
         async with World(tmp_path, options) as world:
-            pool = await build_pool(world.session, world.urls["service-0"], 5, count=18, max_tokens=16)
+            pool = await build_pool(world.session, world.urls["service-0"], 5, count=18, max_tokens=12)
             before = {name: reply.load for name, reply in (await world.engine_loads()).items()}
             load = Load(world, pool, 5, num_clients=8)
             seen: set[str] = set()
@@ -53,11 +53,11 @@ def test_an_engine_that_crawls_ends_what_it_has_and_gets_little_more(tmp_path: P
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_an_engine_that_crawls_is_emptied_by_a_drain(tmp_path: Path) -> None:
-    options = WorldOptions(num_engines=2, num_services=1, step_s=0.01, crawling=(CRAWLER,))
+    options = WorldOptions(num_engines=2, num_services=1, step_s=0.004, crawling=(CRAWLER,))
 
     async def scene() -> None:
         async with World(tmp_path, options) as world:
-            pool = await build_pool(world.session, world.urls["service-0"], 6, count=9, max_tokens=8)
+            pool = await build_pool(world.session, world.urls["service-0"], 6, count=9, max_tokens=16)
             load = Load(world, pool, 6, num_clients=6)
             load.start()
 
@@ -70,7 +70,7 @@ def test_an_engine_that_crawls_is_emptied_by_a_drain(tmp_path: Path) -> None:
             assert await crawler.wait() == 0, crawler.text[-2000:]
             await load.stop()
             assert not any(load.books.outcomes[name] for name in FORBIDDEN), load.books.failures
-            assert await world.metric("service-0", "attempts_migrated_total") >= 2
+            assert await world.metric("service-0", "attempts_migrated_total") >= 1
             assert await world.metric("service-0", "attempts_lost_total") == 0
 
     asyncio.run(scene())
