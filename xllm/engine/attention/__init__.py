@@ -1,6 +1,7 @@
 """Attention over the KV cache: what a step's attention needs to know, and the backends that use it.
 
 metadata.py    AttentionMetadata and its groups: a step's rows, planned once for all layers
+step_index.py  StepIndex: a step's rows as arrays, what every planner begins with
 planner.py     plans the metadata from query lengths, sequence lengths and block tables
 backend.py     the protocols of planners and backends
 reference.py   the torch backend: write new keys and values, then attend group by group

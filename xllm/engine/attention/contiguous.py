@@ -15,6 +15,7 @@ import torch
 
 from xllm.engine.attention.metadata import AttentionMetadata, IntArray, RowSpan
 from xllm.engine.attention.planner import TILE_QUERIES
+from xllm.engine.attention.step_index import StepIndex
 from xllm.engine.kernels import Kernels
 from xllm.engine.kernels.paged_attention.reference import Tile
 from xllm.engine.memory import LayerKV
@@ -39,26 +40,13 @@ class ContiguousPlanner:
         slot_mapping: IntArray,
     ) -> AttentionMetadata:
         """Plan a step; arguments as for AttentionPlanner.plan. Blocks that follow each other lie side by side."""
-        queries = np.asarray(query_lens, dtype=np.int64)
-        lengths = np.asarray(seq_lens, dtype=np.int64)
-        start = np.zeros(len(queries) + 1, dtype=np.int64)
-        np.cumsum(queries, out=start[1:])
-        stored = np.flatnonzero(slot_mapping >= 0)
-        all_stored = len(stored) == len(slot_mapping)
-        slots = slot_mapping if all_stored else slot_mapping[stored]
-        write_rows = slots[:, None] * self._rows_per_token + self._heads
-        return AttentionMetadata(
-            num_seqs=len(queries),
-            num_tokens=int(start[-1]),
-            max_query_len=int(queries.max()),
-            query_start=start,
-            seq_lens=lengths,
-            block_tables=block_tables,
-            write_rows=torch.from_numpy(write_rows.reshape(-1)),
-            write_tokens=None if all_stored else torch.from_numpy(stored),
-            groups={},
-            spans={w: tuple(self._spans(queries, lengths, start, block_tables, w)) for w in self._windows},
-        )
+        index = StepIndex.of(query_lens, seq_lens, slot_mapping)
+        write_rows = index.slots[:, None] * self._rows_per_token + self._heads
+        spans = {
+            w: tuple(self._spans(index.queries, index.lengths, index.start, block_tables, w))
+            for w in self._windows
+        }
+        return index.metadata(block_tables, write_rows, spans=spans)
 
     def _spans(
         self,

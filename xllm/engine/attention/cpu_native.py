@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from xllm.engine.attention.metadata import AttentionMetadata, IntArray
+from xllm.engine.attention.step_index import StepIndex
 from xllm.engine.kernels import Kernels
 from xllm.engine.kernels.kv_write.native import store_pairs
 from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
@@ -53,27 +54,10 @@ class NativePlanner:
         slot_mapping: IntArray,
     ) -> AttentionMetadata:
         """Plan a step; arguments as for AttentionPlanner.plan."""
-        queries = np.ascontiguousarray(query_lens, dtype=np.int64)
-        lengths = np.ascontiguousarray(seq_lens, dtype=np.int64)
-        start = np.zeros(len(queries) + 1, dtype=np.int64)
-        np.cumsum(queries, out=start[1:])
-        stored = np.flatnonzero(slot_mapping >= 0)
-        all_stored = len(stored) == len(slot_mapping)
-        slots = slot_mapping if all_stored else slot_mapping[stored]
-        write_rows = self._rows(slots)
+        index = StepIndex.of(query_lens, seq_lens, slot_mapping)
         tables = np.ascontiguousarray(block_tables, dtype=np.int32)
-        return AttentionMetadata(
-            num_seqs=len(queries),
-            num_tokens=int(start[-1]),
-            max_query_len=int(queries.max()),
-            query_start=start,
-            seq_lens=lengths,
-            block_tables=tables,
-            block_names=None if self._names_of is None else self._names_of(tables),
-            write_rows=torch.from_numpy(write_rows.reshape(-1)),
-            write_tokens=None if all_stored else torch.from_numpy(stored),
-            groups={},
-        )
+        names = None if self._names_of is None else self._names_of(tables)
+        return index.metadata(tables, self._rows(index.slots), block_names=names)
 
     def _rows(self, slots: IntArray) -> IntArray:
         """Rows ``[W, H]`` of ``head_dim`` numbers that tokens in these slots have in a layer."""

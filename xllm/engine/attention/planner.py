@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from xllm.engine.attention.metadata import AttentionMetadata, IntArray, RowGroup
+from xllm.engine.attention.step_index import StepIndex
 from xllm.engine.kernels.paged_attention.reference import MAX_DENSE_QUERIES, Tile
 
 TILE_QUERIES = 128
@@ -61,33 +62,19 @@ class AttentionPlanner:
             block_tables: int32 ``[S, M]``.
             slot_mapping: int64 ``[T]``: block * block_size + offset of each new token; -1 = not stored.
         """
-        queries = np.asarray(query_lens, dtype=np.int64)
-        lengths = np.asarray(seq_lens, dtype=np.int64)
+        index = StepIndex.of(query_lens, seq_lens, slot_mapping)
+        queries, lengths, start = index.queries, index.lengths, index.start
         assert queries.min() >= 1 and (queries <= lengths).all(), (
             "every row has new tokens, within its length"
         )
-        start = np.zeros(len(queries) + 1, dtype=np.int64)
-        np.cumsum(queries, out=start[1:])
         assert len(slot_mapping) == start[-1], "one slot per token"
-        stored = np.flatnonzero(slot_mapping >= 0)
-        all_stored = len(stored) == len(slot_mapping)
-        slots = slot_mapping if all_stored else slot_mapping[stored]
-        blocks, offsets = np.divmod(slots, self._block_size)
+        blocks, offsets = np.divmod(index.slots, self._block_size)
         write_rows = (blocks[:, None] * len(self._heads) + self._heads) * self._block_size + offsets[:, None]
-        return AttentionMetadata(
-            num_seqs=len(queries),
-            num_tokens=int(start[-1]),
-            max_query_len=int(queries.max()),
-            query_start=start,
-            seq_lens=lengths,
-            block_tables=block_tables,
-            write_rows=self._to_device(write_rows.reshape(-1)),
-            write_tokens=None if all_stored else self._to_device(stored),
-            groups={
-                window: tuple(self._groups(queries, lengths, start, block_tables, window))
-                for window in self._windows
-            },
-        )
+        groups = {
+            window: tuple(self._groups(queries, lengths, start, block_tables, window))
+            for window in self._windows
+        }
+        return index.metadata(block_tables, write_rows, device=self._device, groups=groups)
 
     def _groups(
         self,
