@@ -38,6 +38,8 @@ FOREIGN_FLAGS = {
     "--clients",
     "--engines",
     "--netns",
+    "--etcd-down-minutes",
+    "--policy",
     "--kinds",
 }
 
