@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from contextlib import aclosing
 
@@ -12,6 +11,7 @@ from xllm.errors import ConfigError, ProtocolError, RegistryError, XllmError
 from xllm.registry.local import LocalStore
 from xllm.registry.store import Watch
 from xllm.rpc.address import Address, open_server, parse_address
+from xllm.rpc.answering import answer_call
 from xllm.rpc.codec import Codec
 from xllm.rpc.failure import to_failure
 from xllm.rpc.link import Link, LinkLimits
@@ -33,8 +33,6 @@ from xllm.types.wire import (
     RegistryWatch,
     ToRegistry,
 )
-
-log = logging.getLogger(__name__)
 
 MAX_WATCHES = 64
 """Watches of one connection."""
@@ -64,18 +62,7 @@ class _Connection:
         self.link.closed.add_done_callback(lambda _: connections.discard(self))
 
     def _receive(self, call_id: int, message: ToRegistry) -> None:
-        try:
-            reply = self._answer(message)
-        except XllmError as exc:
-            reply = to_failure(exc)
-        except Exception as exc:  # top loop of the RPC: our bug must not cost the other clients
-            log.exception("serving %s failed", type(message).__name__)
-            reply = to_failure(exc)
-        if call_id:
-            try:
-                self.link.send(call_id, reply)
-            except ProtocolError as exc:
-                self.link.send(call_id, to_failure(exc))
+        answer_call(self.link, call_id, message, self._answer)
 
     def _answer(self, message: ToRegistry) -> FromRegistry:
         state = self._store.state

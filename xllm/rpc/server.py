@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from xllm.base.waits import WaitTable
-from xllm.errors import ConfigError, ProtocolError, XllmError
+from xllm.errors import ConfigError, ProtocolError
 from xllm.rpc.address import Address, open_server, parse_address
+from xllm.rpc.answering import answer_call
 from xllm.rpc.codec import build_engine_codec
 from xllm.rpc.failure import to_failure
 from xllm.rpc.link import Link, LinkLimits
@@ -43,8 +43,6 @@ from xllm.types.wire import (
     SubscribeKvEvents,
     ToEngine,
 )
-
-log = logging.getLogger(__name__)
 
 DebugRow = dict[str, str | int | float | bool | None]
 
@@ -159,18 +157,7 @@ class EngineConnection:
         self.link.close(reason)
 
     def _serve(self, call_id: int, message: ToEngine) -> None:
-        try:
-            reply = self._answer(message)
-        except XllmError as exc:
-            reply = to_failure(exc)
-        except Exception as exc:  # top loop of the RPC: our bug must not cost the other requests
-            log.exception("serving %s failed", type(message).__name__)
-            reply = to_failure(exc)
-        if call_id:
-            try:
-                self.link.send(call_id, reply)
-            except ProtocolError as exc:
-                self.link.send(call_id, to_failure(exc))
+        answer_call(self.link, call_id, message, self._answer)
 
     def _answer(self, message: ToEngine) -> FromEngine:
         api = self._api
