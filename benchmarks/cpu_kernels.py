@@ -1,9 +1,10 @@
 """The CPU kernels against torch's operations, in interleaved pairs: products, attention, sampling, and whole steps.
 
     python benchmarks/cpu_kernels.py [--threads 1] [--rounds 7] [--layers 28]
-                                     [--only linear,attention,shared,moe,sampling,scoring,step]
+                                     [--only build,linear,attention,shared,moe,sampling,scoring,step,order]
                                      [--json benchmarks/results/cpu_kernels.json]
 
+build      the library, from its sources, in every variant that this CPU runs.
 linear     one projection of a 0.6B model in bfloat16, from packed weights: ours, torch's ``linear``, and torch's packed
            oneDNN; over a ring of weights larger than the caches.
 attention  one layer, bfloat16, 16 query and 8 key/value heads of 128: ours over block tables, in pairs order where the
@@ -15,6 +16,10 @@ sampling   64 rows of 151,936 logits.
 scoring    the same rows: log-probabilities of the sampled token and the best 20; penalties on 512 tokens each.
 step       the layers of a Qwen3-0.6B-shaped model with random weights and its head: as one call per layer, operation
            by operation with native kernels, and by torch's operations.
+order      what it costs that a token's result depends neither on its batch nor on how its prompt was cut: the layers
+           with the library that serves, and with one built free of that: two accumulators per element where a step has
+           one or two rows, attention without parts. Products of ``linear`` are the other half of the answer: oneDNN's
+           may take another way for every number of rows, and ours may not.
 
 A row shows medians over the rounds in ms, of wall time and of CPU time over all threads of this process, and the ratio
 of the medians to ours (CPU time). On a machine with other work wall times measure that work; CPU times are the fair
@@ -29,6 +34,7 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 
 from benchmarks.environment import describe
 from xllm.config.model_spec import ModelSpec, RopeSpec
@@ -58,7 +65,13 @@ from xllm.engine.layers.build_context import build_context
 from xllm.engine.memory import KVPool, LayerKV
 from xllm.engine.models import CausalLM, ModelInput, NullHooks, build_model
 from xllm.engine.models.native_layers import NativeLayers
-from xllm.engine.platform.native import native_library
+from xllm.engine.platform.native import NativeLibrary, native_library
+from xllm.engine.platform.native_build import (
+    build_library,
+    default_cache_dir,
+    read_cpu_flags,
+    usable_variants,
+)
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -348,6 +361,60 @@ def steps(layers: int) -> Iterator[tuple[str, Runs, int]]:
         yield f"step of {layers} layers and head: {batch} x {new} new of {length}", runs, 1
 
 
+FREE_ORDER = ("CHAINS=2", "PART=1073741824")
+"""What the kernels are built with to be free of the order that makes results the same."""
+
+
+def orders(layers: int) -> Iterator[tuple[str, Runs, int]]:
+    serving = native_library()
+    assert serving is not None
+    path = build_library(serving.variant, cache_dir=default_cache_dir(), definitions=FREE_ORDER)
+    spec = spec_of(layers)
+    model, attention = build(spec, "auto")
+    fixed = NativeLayers(model, attention)
+    free = NativeLayers(model, attention, library=NativeLibrary(path, serving.variant))
+    planner = NativePlanner(block_size=BLOCK, num_kv_heads=8, rows_per_token=None)
+    for batch, new, length in (
+        (1, 1, 256),
+        (2, 1, 256),
+        (16, 1, 256),
+        (1, 1, 8192),
+        (4, 1, 4096),
+        (1, 512, 512),
+    ):
+        blocks = -(-length // BLOCK)
+        layout = spec.kv_layout(block_size=BLOCK, dtype="bfloat16")
+        pool = KVPool(replace(layout, order=attention.fastest_order(layout)), batch * blocks, CPU)
+        for index in range(layers):
+            for tensor in (pool.layer(index).k, pool.layer(index).v):
+                tensor.normal_()
+        tables = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
+        at = np.arange(length - new, length)
+        slots = (tables[:, at // BLOCK].astype(np.int64) * BLOCK + at % BLOCK).reshape(-1)
+        step = ModelInput(
+            token_ids=torch.arange(batch * new) % 1000,
+            positions=torch.from_numpy(np.tile(at, batch)),
+            attention=planner.plan(np.full(batch, new), np.full(batch, length), tables, slots),
+            logits_indices=torch.arange(new - 1, batch * new, new),
+        )
+        runs = {
+            name: lambda way=way, step=step, pool=pool: way.forward(step, pool, NullHooks())
+            for name, way in (("fixed order", fixed), ("free order", free))
+        }
+        yield f"order, {layers} layers: {batch} x {new} new of {length}", runs, 1
+
+
+def build_seconds() -> dict[str, float]:
+    """Seconds of a build from nothing, by variant; one process, one core."""
+    found = {}
+    for variant in usable_variants(read_cpu_flags()):
+        with tempfile.TemporaryDirectory() as directory:
+            begin_s = time.perf_counter()
+            build_library(variant, cache_dir=Path(directory))
+            found[variant] = time.perf_counter() - begin_s
+    return found
+
+
 def show(row: Mapping[str, float]) -> str:
     return f"wall {row['wall_ms']:9.3f}  cpu {row['cpu_ms']:9.3f} ms  x{row['ratio']:.2f}"
 
@@ -359,7 +426,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--only", default="linear,attention,shared,moe,sampling,scoring,step")
+    parser.add_argument("--only", default="build,linear,attention,shared,moe,sampling,scoring,step,order")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -374,11 +441,16 @@ def main() -> None:
         "scoring": scorings,
         "sampling": samplings,
         "step": lambda: steps(args.layers),
+        "order": lambda: orders(args.layers),
     }
+    wanted = args.only.split(",")
+    build_s = build_seconds() if "build" in wanted else {}
+    for variant, seconds in build_s.items():
+        print(f"{variant}: built in {seconds:.1f} s", flush=True)
     buffer = torch.ones(100 * 2**20)
     results: dict[str, Any] = {}
     with torch.inference_mode():
-        for part in args.only.split(","):
+        for part in (part for part in wanted if part != "build"):
             before = probe(buffer)
             for name, runs, repeat in parts[part]():
                 results[name] = measure(runs, args.rounds, repeat)
@@ -391,6 +463,7 @@ def main() -> None:
     environment = describe() | {
         "variant": library.variant,
         "threads": args.threads,
+        "build_s": build_s,
         "load_after": os.getloadavg()[0],
     }
     print(json.dumps(environment))

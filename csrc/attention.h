@@ -149,8 +149,9 @@ template <typename T> struct Attention {
 // step: names the rows of a step; layers with the same rows and window share a plan. 0 = never.
 static void plan_attention(const AttentionArgs &a, AttentionPlan &plan, int64_t step, bool has_dot) {
     if (!(step && plan.step == step && plan.window == a.window)) {
-        plan.step = step; plan.window = a.window;
+        plan.step = 0; // of a plan that found no memory nothing is used again
         Planner(a, plan, has_dot).run();
+        plan.step = step; plan.window = a.window;
     }
     for (Phase &phase : plan.phases) phase.taken = 0;
 }

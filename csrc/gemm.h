@@ -6,9 +6,14 @@
 
 #define BLOCK 64
 #define MAX_ROWS 6
+#ifndef CHAINS // accumulators of one element with few rows; more than one is only to measure what the order of a sum costs
+#define CHAINS 1
+#endif
 #define GROUP_ROWS 24 // rows whose sums stay in the first cache together
 #define AHEAD_BYTES 8192
 #define FETCH_BYTES 32768
+
+template <int R> struct Chains { enum { n = R <= 2 ? CHAINS : 1 }; };
 
 // C[R][NV*W] (+)= A[R][K] * B[K][...]; ldb in columns. Accumulators live in registers.
 // FAR: the operand comes from memory, not from a cache. ahead: what will be read next, fetched LINES cache lines at a
@@ -35,10 +40,15 @@ INLINE void micro(const float *a, long lda, const float *b, long ldb, long k_cou
 // bf16: k_count is even.
 template <int R, int NV, int LINES>
 INLINE void micro(const bf16 *a, long lda, const bf16 *b, long ldb, long k_count, float *c, long ldc, bool add, const char *ahead) {
-    vf acc[R][NV];
+    constexpr long chains = Chains<R>::n;
+    vf all[chains][R][NV] = {};
     for (int r = 0; r < R; r++)
-        for (int j = 0; j < NV; j++) acc[r][j] = add ? load(c + r * ldc + j * W) : (vf){};
-    for (long k = 0; k < k_count / 2; k++) {
+        for (int j = 0; j < NV; j++) all[0][r][j] = add ? load(c + r * ldc + j * W) : (vf){};
+    for (long k0 = 0; k0 < k_count / 2; k0 += chains)
+    for (long chain = 0; chain < chains; chain++) {
+        const long k = k0 + chain;
+        if (chains > 1 && k >= k_count / 2) break;
+        vf (*const acc)[NV] = all[chain];
         const bf16 *p = b + k * ldb * 2;
         vu w[NV];
         for (int j = 0; j < NV; j++) w[j] = *(const vu_any *)(p + j * W * 2);
@@ -59,7 +69,10 @@ INLINE void micro(const bf16 *a, long lda, const bf16 *b, long ldb, long k_count
         }
     }
     for (int r = 0; r < R; r++)
-        for (int j = 0; j < NV; j++) store(c + r * ldc + j * W, acc[r][j]);
+        for (int j = 0; j < NV; j++) {
+            for (long chain = 1; chain < chains; chain++) all[0][r][j] += all[chain][r][j];
+            store(c + r * ldc + j * W, all[0][r][j]);
+        }
 }
 
 template <int R> struct Wide { // vectors of columns at once: as many accumulators as registers hold

@@ -21,6 +21,7 @@ struct MoeWork { // shared by the threads of a call
     std::vector<char> memory;
     std::vector<int32_t> start;    // [experts + 1] rows of an expert
     std::vector<int32_t> used;     // experts that some token chose
+    std::vector<int32_t> next;     // [experts] row of an expert that is taken next
     std::atomic<long> taken{0};
     float *logits, *weight, *result; int32_t *expert, *row, *token; // weight, expert and row [tokens][top_k]; token [rows]
     void *x, *up, *act;
@@ -35,7 +36,7 @@ struct MoeWork { // shared by the threads of a call
         char *p = (char *)(((uintptr_t)memory.data() + 63) / 64 * 64);
         logits = (float *)(p + l); weight = (float *)(p + w); expert = (int32_t *)(p + e); row = (int32_t *)(p + r); token = (int32_t *)(p + t);
         x = p + h; up = p + u; act = p + c; result = (float *)(p + o);
-        start.resize(a.experts + 1); used.reserve(a.experts);
+        start.resize(a.experts + 1); used.reserve(a.experts); next.resize(a.experts);
     }
 };
 
@@ -63,9 +64,9 @@ static void group_by_expert(MoeWork &w, const MoeArgs &a, long tokens) {
         if (w.start[e + 1]) w.used.push_back(e);
         w.start[e + 1] += w.start[e];
     }
-    std::vector<int32_t> next(w.start.begin(), w.start.end() - 1);
+    std::copy(w.start.begin(), w.start.end() - 1, w.next.begin());
     for (long i = 0; i < tokens * a.top_k; i++) { // rows of an expert in the order of the tokens
-        w.row[i] = next[w.expert[i]]++;
+        w.row[i] = w.next[w.expert[i]]++;
         w.token[w.row[i]] = i / a.top_k;
     }
 }

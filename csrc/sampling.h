@@ -157,7 +157,7 @@ struct RowSampler { // of one thread
         if (is_bad || !(fabsf(peak) < INFINITY)) return 0; // the caller reports such rows
         const bool is_filtered = (top_k > 0 && top_k < vocab) || top_p < 1 || min_p > 0;
         const long padded = (vocab + W - 1) / W * W;
-        if ((long)scaled.size() < padded) scaled.resize(padded), weight.resize(padded);
+        if ((long)weight.size() < padded) scaled.resize(padded), weight.resize(padded); // weight last: either may find no memory
         for (i = 0; i + W <= vocab; i += W) {
             vf x = (load(logits + i) - peak) / temperature;
             store(&scaled[i], x);

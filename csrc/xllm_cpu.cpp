@@ -1,5 +1,10 @@
 // The C interface of the CPU kernels; see docs/concepts/cpu-kernels.md. Plain C types only. Tensors are dense unless a
-// stride is given. type: 0 = float32, 1 = bfloat16. threads: of the parallel region.
+// stride is given. type: 0 = float32, 1 = bfloat16. threads: of the parallel region. Functions that compute return a
+// Status; no exception leaves this file. What a call needs is allocated before its parallel region; what belongs to one
+// thread is allocated by it, and a thread that gets no memory says so in a flag, does nothing and meets the others at the
+// barriers. The output of a call that failed is undefined.
+#include <exception>
+#include <new>
 #include <omp.h>
 #include <sys/mman.h>
 #include "attention.h"
@@ -8,9 +13,20 @@
 #include "sampling.h"
 #include "scoring.h"
 
-#define ABI_VERSION 1
+#define ABI_VERSION 2
 
 template <typename F> static void with_type(int type, F f) { if (type) f(bf16()); else f(float()); }
+
+enum Status { OK = 0, NO_MEMORY = 1, FAILED = 2 };
+struct Failure { // of any thread of a call
+    std::atomic<int> status{OK};
+    void note(int found) { if (found != OK) status = found; }
+};
+template <typename F> static int guarded(F f) {
+    try { f(); return OK; }
+    catch (const std::bad_alloc &) { return NO_MEMORY; }
+    catch (const std::exception &) { return FAILED; }
+}
 
 static thread_local AttentionPlan attention_plans[2]; // of layers without and with a window
 template <typename T> static Scratch<T> &scratch() { static thread_local Scratch<T> s; return s; }
@@ -22,12 +38,13 @@ static AttentionPlan &planned(int type, const AttentionArgs &a, int64_t step) {
 }
 
 // Inside a parallel region; ends with a barrier. A thread knows its next job while it does one.
-template <typename T> static void attend(const AttentionArgs &a, AttentionPlan &plan, int id, int nt) {
+template <typename T> static void attend(const AttentionArgs &a, AttentionPlan &plan, Failure &failure, int id, int nt) {
     const Attention<T> attention(a, plan);
     Scratch<T> &s = scratch<T>();
-    s.prepare(attention.row_capacity(), a.head_dim);
+    const int prepared = guarded([&] { s.prepare(attention.row_capacity(), a.head_dim); });
+    failure.note(prepared);
     for (Phase &phase : plan.phases) {
-        const long count = phase.jobs.size();
+        const long count = prepared == OK ? phase.jobs.size() : 0;
         for (long mine = id; mine < count;) {
             const long next = nt + phase.taken++;
             attention.run(s, phase.jobs[mine], next < count ? &phase.jobs[next] : nullptr);
@@ -45,7 +62,7 @@ struct LayerArgs { // weights of one layer, packed where they are matrices; abse
 };
 static MoeWork &moe_work() { static thread_local MoeWork work; return work; }
 
-template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, AttentionArgs att, AttentionPlan &plan, float *x, int threads) {
+template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, AttentionArgs att, AttentionPlan &plan, Failure &failure, float *x, int threads) {
     static thread_local std::vector<char> memory;
     const long n = heads.num_tokens, d = l.hidden, q_width = heads.heads * heads.head_dim, width = (heads.heads + 2 * heads.kv_heads) * heads.head_dim;
     auto rounded = [](size_t bytes) { return (bytes + 63) / 64 * 64; };
@@ -71,7 +88,7 @@ template <typename T> static void layer(const LayerArgs &l, HeadsArgs heads, Att
         fetch_share((const T *)l.out, n, d, q_width, id, nt);
         heads_share<T>(heads, id, nt);
 #pragma omp barrier
-        attend<T>(att, plan, id, nt);
+        attend<T>(att, plan, failure, id, nt);
         linear_share(out, n, (const T *)l.out, d, q_width, (const T *)l.out_bias, x, ADD_TO, id, nt);
 #pragma omp barrier
         fetch_share((const T *)l.gate_up, n, 2 * l.intermediate, d, id, nt);
@@ -113,9 +130,10 @@ void xllm_pack(int type, const void *weight, void *out, int64_t n, int64_t k, in
 
 // Of bytes, a multiple of 4096: chains of odd multiplications, 32 side by side, in segments of 1 MiB. Any change within one
 // 8-byte word shows for certain; this is against damage, not against attackers.
-void xllm_checksum(const void *data, int64_t bytes, uint64_t *out, int threads) {
+int xllm_checksum(const void *data, int64_t bytes, uint64_t *out, int threads) {
     const long words = 1 << 17, total = bytes / 8, segments = (total + words - 1) / words;
-    std::vector<uint64_t> sums(segments);
+    std::vector<uint64_t> sums;
+    if (const int status = guarded([&] { sums.resize(segments); })) return status;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (long s = 0; s < segments; s++) {
         const uint64_t *w = (const uint64_t *)data + s * words, *end = w + std::min(words, total - s * words);
@@ -130,6 +148,7 @@ void xllm_checksum(const void *data, int64_t bytes, uint64_t *out, int threads) 
     uint64_t sum = bytes;
     for (uint64_t part : sums) sum = mix(sum ^ part);
     *out = sum;
+    return OK;
 }
 
 void xllm_unpack_rows(int type, const void *packed, const int64_t *rows, int64_t count, int64_t k, void *out, int threads) {
@@ -185,32 +204,42 @@ void xllm_store_pairs(int type, const void *k, const void *v, const int64_t *row
     });
 }
 
-void xllm_attention(int type, const AttentionArgs *args, int64_t step, int threads) {
-    AttentionPlan &plan = planned(type, *args, step);
-    with_type(type, [&](auto t) {
-        typedef decltype(t) T;
+int xllm_attention(int type, const AttentionArgs *args, int64_t step, int threads) {
+    Failure failure;
+    const int status = guarded([&] {
+        AttentionPlan &plan = planned(type, *args, step);
+        with_type(type, [&](auto t) {
+            typedef decltype(t) T;
 #pragma omp parallel num_threads(threads)
-        attend<T>(*args, plan, omp_get_thread_num(), omp_get_num_threads());
+            attend<T>(*args, plan, failure, omp_get_thread_num(), omp_get_num_threads());
+        });
     });
+    return status != OK ? status : failure.status.load();
 }
 
 int64_t xllm_num_shared_tiles() { return AttentionPlan::num_shared_ever; }
 
 // x [tokens][hidden] -> out [tokens][hidden]
-void xllm_moe(int type, const MoeArgs *args, const void *x, int64_t tokens, void *out, int threads) {
+int xllm_moe(int type, const MoeArgs *args, const void *x, int64_t tokens, void *out, int threads) {
     MoeWork &work = moe_work();
-    with_type(type, [&](auto t) {
-        typedef decltype(t) T;
-        work.prepare(*args, tokens, sizeof(T));
+    return guarded([&] {
+        with_type(type, [&](auto t) {
+            typedef decltype(t) T;
+            work.prepare(*args, tokens, sizeof(T));
 #pragma omp parallel num_threads(threads)
-        moe<T, T>(*args, work, (const T *)x, tokens, (T *)out, WRITE, omp_get_thread_num(), omp_get_num_threads());
+            moe<T, T>(*args, work, (const T *)x, tokens, (T *)out, WRITE, omp_get_thread_num(), omp_get_num_threads());
+        });
     });
 }
 
 // One whole layer over the float32 residual stream x [T][hidden].
-void xllm_layer(int type, const LayerArgs *args, const HeadsArgs *heads, const AttentionArgs *attention, float *x, int64_t step, int threads) {
-    AttentionPlan &plan = planned(type, *attention, step);
-    with_type(type, [&](auto t) { layer<decltype(t)>(*args, *heads, *attention, plan, x, threads); });
+int xllm_layer(int type, const LayerArgs *args, const HeadsArgs *heads, const AttentionArgs *attention, float *x, int64_t step, int threads) {
+    Failure failure;
+    const int status = guarded([&] {
+        AttentionPlan &plan = planned(type, *attention, step);
+        with_type(type, [&](auto t) { layer<decltype(t)>(*args, *heads, *attention, plan, failure, x, threads); });
+    });
+    return status != OK ? status : failure.status.load();
 }
 
 // x float32 [rows][dim] -> out of the type of the weight
@@ -222,14 +251,16 @@ void xllm_final_norm(int type, const float *x, int64_t rows, const void *weight,
     });
 }
 
-void xllm_sample(const float *logits, int64_t rows, int64_t vocab, const float *temperature, const int64_t *top_k, const float *top_p,
-                 const float *min_p, const int64_t *seeds, const int64_t *choices, const int64_t *positions, int64_t *out, int threads) {
+int xllm_sample(const float *logits, int64_t rows, int64_t vocab, const float *temperature, const int64_t *top_k, const float *top_p,
+                const float *min_p, const int64_t *seeds, const int64_t *choices, const int64_t *positions, int64_t *out, int threads) {
+    Failure failure;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long r = 0; r < rows; r++) {
         static thread_local RowSampler sampler;
         const uint64_t key = mix(mix(mix((uint64_t)seeds[r]) ^ (uint64_t)choices[r]) ^ (uint64_t)positions[r]);
-        out[r] = sampler.draw(logits + r * vocab, vocab, std::max(temperature[r], 1e-10f), top_k[r], top_p[r], min_p[r], key);
+        failure.note(guarded([&] { out[r] = sampler.draw(logits + r * vocab, vocab, std::max(temperature[r], 1e-10f), top_k[r], top_p[r], min_p[r], key); }));
     }
+    return failure.status;
 }
 
 // Of every row its largest value, and where that stands first; NaN if it has one.
@@ -244,12 +275,14 @@ void xllm_penalise(float *logits, int64_t vocab, const PenaltyArgs *rows, int64_
 }
 
 // Of count rows of logits: one token each, and the num_top[i] <= max_top best ones (out [count][max_top]).
-void xllm_score(const float *logits, int64_t vocab, const int64_t *rows, const int64_t *tokens, const int64_t *num_top, int64_t count,
-                int64_t max_top, float *logprobs, int64_t *ranks, int64_t *top_ids, float *top_logprobs, int threads) {
+int xllm_score(const float *logits, int64_t vocab, const int64_t *rows, const int64_t *tokens, const int64_t *num_top, int64_t count,
+               int64_t max_top, float *logprobs, int64_t *ranks, int64_t *top_ids, float *top_logprobs, int threads) {
+    Failure failure;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (long i = 0; i < count; i++) {
         static thread_local Largest largest;
-        score(largest, logits + rows[i] * vocab, vocab, tokens[i], num_top[i], logprobs + i, ranks + i, top_ids + i * max_top, top_logprobs + i * max_top);
+        failure.note(guarded([&] { score(largest, logits + rows[i] * vocab, vocab, tokens[i], num_top[i], logprobs + i, ranks + i, top_ids + i * max_top, top_logprobs + i * max_top); }));
     }
+    return failure.status;
 }
 }

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.fakes.compiler import HAS_COMPILER
+from tests.numeric.pairs import keys_in_pairs, values_in_pairs
 from xllm.engine.kernels.paged_attention.native import KVStrides, StepRows, paged_attention
+from xllm.engine.platform import native
 
 pytestmark = pytest.mark.skipif(not HAS_COMPILER, reason="no C++ compiler")
 
@@ -23,6 +25,8 @@ class Pools:
 
     k: torch.Tensor
     v: torch.Tensor
+    is_paired: bool = False
+    """Whether the kernels get them in pairs order; k and v are in tokens order anyway."""
 
     @staticmethod
     def make(num_blocks: int, kv_heads: int, size: int, dim: int, dtype: torch.dtype, seed: int) -> Pools:
@@ -41,11 +45,9 @@ class Pools:
     ) -> torch.Tensor:
         _, heads, size, dim = self.k.shape
         rows = replace(rows, are_prefixes_shared=are_shared)
-        strides = KVStrides(size, heads * size * dim, size * dim, dim)
-        return paged_attention(
-            q, (self.k, self.v), strides, heads, rows, SCALE, window,
-            split_below=split_below,
-        )  # fmt: skip
+        strides = KVStrides(size, heads * size * dim, size * dim, dim, self.is_paired)
+        pools = (keys_in_pairs(self.k), values_in_pairs(self.v)) if self.is_paired else (self.k, self.v)
+        return paged_attention(q, pools, strides, heads, rows, SCALE, window, split_below=split_below)
 
     def expected(self, q: torch.Tensor, rows: StepRows, window: int | None) -> torch.Tensor:
         """Float64, sequence by sequence."""
@@ -94,19 +96,42 @@ def test_random_shapes(variant: str, dtype: torch.dtype, seed: int) -> None:
     torch.testing.assert_close(pools.run(q, rows, window).double(), expected, rtol=0, atol=tolerance)
 
 
+LONG = [1, 63, 64, 65, 1023, 1025, 4099, 65536]
+
+
+@pytest.mark.parametrize("dim", [16, 64, 128])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_long_contexts(variant: str, dtype: torch.dtype) -> None:
-    """Sampled lengths up to 64k, and each as part of a batch."""
-    lengths = [1, 63, 64, 65, 1023, 1025, 4099, 65536]
-    size = 64
-    draw = np.random.default_rng(1)
-    pools = Pools.make(-(-max(lengths) // size) + 5, 1, size, 16, dtype, 1)
-    tables = np.stack([draw.permutation(len(pools.k))[: -(-max(lengths) // size)] for _ in lengths])
-    rows = step_rows([1] * len(lengths), lengths, tables)
-    q = torch.randn(len(lengths), 3, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
-    got = pools.run(q, rows)
-    torch.testing.assert_close(got.double(), pools.expected(q, rows, None), rtol=0, atol=TOLERANCE[dtype])
+def test_long_contexts(variant: str, dtype: torch.dtype, dim: int) -> None:
+    """Sampled lengths up to 64k, and each as part of a batch; few rows, which wide heads attend run by run."""
+    pools, rows = long_step([1] * len(LONG), LONG, dim, dtype)
+    generator = torch.Generator().manual_seed(1)
+    q = torch.randn(len(LONG), 3, dim, generator=generator).to(dtype)
+    got, expected = pools.run(q, rows), pools.expected(q, rows, None)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=TOLERANCE[dtype] * max(1.0, dim / 64))
     assert torch.equal(got, pools.run(q, rows, split_below=0))
+    if dtype == torch.bfloat16 and dim % 32 == 0:
+        assert torch.equal(got, replace(pools, is_paired=True).run(q, rows))
+
+
+@pytest.mark.parametrize("dim", [16, 128])
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_a_chunk_of_a_long_prompt(variant: str, dtype: torch.dtype, dim: int) -> None:
+    """Forty new tokens after 40,960: more rows than pass run by run, beside a decode that passes so."""
+    pools, rows = long_step([40, 1], [41_000, 40_999], dim, dtype)
+    q = torch.randn(41, 3, dim, generator=torch.Generator().manual_seed(2)).to(dtype)
+    got, expected = pools.run(q, rows), pools.expected(q, rows, None)
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=TOLERANCE[dtype] * max(1.0, dim / 64))
+    assert torch.equal(got, pools.run(q, rows, split_below=10**6))
+    if dtype == torch.bfloat16 and dim % 32 == 0:
+        assert torch.equal(got, replace(pools, is_paired=True).run(q, rows))
+
+
+def long_step(counts: list[int], lengths: list[int], dim: int, dtype: torch.dtype) -> tuple[Pools, StepRows]:
+    """Rows over the same blocks of 64 tokens, each in an order of its own."""
+    size, draw = 64, np.random.default_rng(1)
+    pools = Pools.make(-(-max(lengths) // size) + 5, 1, size, dim, dtype, 1)
+    tables = np.stack([draw.permutation(len(pools.k))[: -(-max(lengths) // size)] for _ in lengths])
+    return pools, step_rows(counts, lengths, tables)
 
 
 SHARED = [
@@ -181,3 +206,34 @@ def test_a_window_sees_no_group() -> None:
         got = pools.run(q, rows, window)
         assert torch.equal(got, pools.run(q, rows, window, are_shared=False))
         torch.testing.assert_close(got.double(), pools.expected(q, rows, window), rtol=0, atol=4e-2)
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("dim", [32, 128])
+def test_pages_of_the_contiguous_layout(variant: str, dtype: torch.dtype, dim: int) -> None:
+    """As XTensor lays them out: a token's keys and values of all layers follow each other, each row has addresses of
+    its own, and names say which pages are the same one. Layers beside this one hold NaN."""
+    pools, q, rows = shared_step(dtype, 2, dim)
+    _, heads, size, _ = pools.k.shape
+    num_layers, table = 2, torch.from_numpy(rows.block_tables.reshape(-1).astype(np.int64))
+    memory = torch.full((len(table), size, num_layers, 2, heads, dim), float("nan"), dtype=dtype)
+    for part, pool in enumerate((pools.k, pools.v)):
+        memory[:, :, 1, part] = pool[table].transpose(1, 2)
+    token = num_layers * 2 * heads * dim
+    strides = KVStrides(size, block=size * token, head=dim, token=token)
+    places = np.arange(len(table), dtype=np.int32).reshape(rows.block_tables.shape)
+    library = native.required_library()
+    found = []
+    for are_shared in (True, False):
+        named = replace(
+            rows, block_tables=places, block_names=rows.block_tables, are_prefixes_shared=are_shared
+        )
+        before = library.num_shared_tiles
+        found.append(
+            paged_attention(q, (memory[:, :, 1, 0], memory[:, :, 1, 1]), strides, heads, named, SCALE, None)
+        )
+        assert (library.num_shared_tiles > before) == are_shared
+    tolerance = 2 * TOLERANCE[dtype] * max(1.0, dim / 64)
+    torch.testing.assert_close(found[0].double(), pools.expected(q, rows, None), rtol=0, atol=tolerance)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], pools.run(q, rows))

@@ -130,9 +130,17 @@ def test_attention_shapes(dtype: torch.dtype, kv_heads: int, group: int, dim: in
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))
-def test_attention_of_the_contiguous_layout(dtype: torch.dtype) -> None:
-    blocks, contiguous = (Step(MIXED, dtype=dtype, contiguous=c, seed=3) for c in (False, True))
-    assert torch.equal(blocks.run(), contiguous.run())
+@pytest.mark.parametrize(("dim", "size"), [(16, 4), (32, 16), (128, 16)])
+@pytest.mark.parametrize("window", [None, 30])
+def test_attention_of_the_contiguous_layout(
+    variant: str, dtype: torch.dtype, dim: int, size: int, window: int | None
+) -> None:
+    blocks, contiguous = (
+        Step(MIXED, dtype=dtype, dim=dim, size=size, contiguous=c, seed=3) for c in (False, True)
+    )
+    got = contiguous.run(window)
+    assert torch.equal(blocks.run(window), got)
+    torch.testing.assert_close(got.double(), contiguous.expected(window), rtol=0, atol=8 * TYPES[dtype])
 
 
 @pytest.mark.parametrize("dtype", list(TYPES))
@@ -326,6 +334,90 @@ def test_sampling_draws_what_the_reference_draws(
     wanted = reference_sample(logits, **options)
     got = native_sample(logits, **options)
     assert int((got != wanted).sum()) <= 1  # a tie within the last bit of a logarithm
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.5, 6.0])
+@pytest.mark.parametrize("filters", ["top_k", "top_k top_p", "top_k top_p min_p"])
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_a_large_top_k_over_a_large_vocabulary(
+    variant: str, spread: float, filters: str, has_ties: bool
+) -> None:
+    """More than one in 64 of over 4096 logits: the threshold is found by the histogram. Flat to peaked rows."""
+    rows, vocab = 150, 8192 + 5
+    generator = torch.Generator().manual_seed(int(spread * 100) + has_ties)
+    logits = torch.randn(rows, vocab, generator=generator) * spread
+    if has_ties:
+        logits = (logits / spread * 4).round() * (spread / 4)
+    logits[7, : vocab // 3] = float("-inf")
+    draw = torch.rand(rows, 3, generator=generator)
+    ones, zeros = torch.ones(rows), torch.zeros(rows)
+    options = {
+        "temperature": torch.rand(rows, generator=generator) + 0.5,
+        "top_k": torch.randint(vocab // 64 + 2, vocab, (rows,), generator=generator),
+        "top_p": 0.05 + 0.95 * draw[:, 0] if "top_p" in filters else ones,
+        "min_p": torch.where(draw[:, 1] < 0.3, zeros, draw[:, 2].square()) if "min_p" in filters else zeros,
+        "seeds": torch.randint(-(2**62), 2**62, (rows,), generator=generator),
+        "choices": torch.randint(0, 3, (rows,), generator=generator),
+        "positions": torch.arange(rows),
+    }
+    options["top_k"][:3] = torch.tensor([vocab // 64 + 2, vocab - 1, 4096])
+    wanted = reference_sample(logits, **options)
+    got = native_sample(logits, **options)
+    assert int((got != wanted).sum()) <= 1  # a tie within the last bit of a logarithm
+
+
+@pytest.mark.parametrize("spread", [0.01, 0.7])
+@pytest.mark.parametrize("has_ties", [False, True])
+def test_the_histogram_cuts_exactly(variant: str, spread: float, has_ties: bool) -> None:
+    """Filters that just let the unfiltered winner through draw it; those that just do not draw another token."""
+    rows, vocab = 120, 8192
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(rows, vocab, generator=generator) * spread
+    if has_ties:
+        logits = (logits / spread * 60).round() * (spread / 60)
+    open_ = {
+        "temperature": torch.rand(rows, generator=generator) + 0.5,
+        "top_k": torch.zeros(rows, dtype=torch.int64),
+        "top_p": torch.ones(rows),
+        "min_p": torch.zeros(rows),
+        "seeds": torch.arange(rows),
+        "choices": torch.zeros(rows, dtype=torch.int64),
+        "positions": torch.arange(rows),
+    }
+    winner = reference_sample(logits, **open_)
+    scaled = (logits - logits.amax(1, keepdim=True)) / open_["temperature"][:, None]
+    value = scaled.gather(1, winner[:, None])
+    num_better, num_equal = (scaled > value).sum(1), (scaled == value).sum(1)
+    kept = (num_better > vocab // 64 + 2) & (num_better + num_equal < vocab - 300)
+    assert int(kept.sum()) >= 30 and (int(num_equal.max()) > 1) == has_ties
+    weights = scaled.double().exp()
+    wide = num_better + num_equal + 200
+    limit = scaled.sort(1, descending=True).values.gather(1, wide[:, None].clamp(max=vocab) - 1)
+    total = torch.where(scaled >= limit, weights, 0.0).sum(1)
+    before = torch.where(scaled > value, weights, 0.0).sum(1)
+    own = torch.where(scaled == value, weights, 0.0).sum(1)
+    last = scaled.masked_fill(scaled <= value, float("inf")).amin(1, keepdim=True)
+    last_mass = torch.where(scaled == last, weights, 0.0).sum(1)
+    cases: list[tuple[bool, dict[str, torch.Tensor]]] = [
+        (True, {"top_k": num_better + 1}),
+        (True, {"top_k": num_better + num_equal}),
+        (False, {"top_k": num_better}),
+        (True, {"top_k": wide, "top_p": (before + 0.5 * own) / total}),
+        (False, {"top_k": wide, "top_p": (before - 0.5 * last_mass) / total}),
+        (True, {"top_k": num_better + 1, "top_p": 1 - 0.5 * own / (before + own)}),
+    ]
+    if has_ties:  # far enough apart for a float32 probability
+        middle = ((value + last) / 2).exp()[:, 0]
+        cases += [
+            (True, {"top_k": wide, "min_p": (value * 1.0001).exp()[:, 0]}),
+            (False, {"top_k": wide, "min_p": middle}),
+            (False, {"top_k": wide, "min_p": middle, "top_p": torch.full((rows,), 0.999999)}),
+        ]
+    for is_in, changes in cases:
+        options = open_ | {name: x if name == "top_k" else x.float() for name, x in changes.items()}
+        got, wanted = native_sample(logits, **options), reference_sample(logits, **options)
+        assert torch.equal((got == winner)[kept], torch.full_like(kept, is_in)[kept]), (is_in, list(changes))
+        assert int((got != wanted)[kept].sum()) <= 1, (is_in, list(changes))
 
 
 def test_sampling_survives_broken_rows() -> None:

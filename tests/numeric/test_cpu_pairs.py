@@ -8,6 +8,7 @@ import torch
 from msgspec.structs import replace as replace_struct
 
 from tests.fakes.compiler import HAS_COMPILER
+from tests.numeric.pairs import keys_in_pairs, values_in_pairs
 from xllm.config.model_spec import ModelSpec, RopeSpec
 from xllm.engine.attention import NativeAttention, NativePlanner
 from xllm.engine.kernels.kv_write.native import store_pairs
@@ -37,17 +38,6 @@ ROWS = [
     (1, 31),
 ]
 """(new tokens, length)"""
-
-
-def keys_in_pairs(pool: torch.Tensor) -> torch.Tensor:
-    blocks, heads, size, dim = pool.shape
-    runs = pool.view(blocks, heads, size // 16, 16, dim // 2, 2)
-    return runs.transpose(3, 4).reshape(pool.shape)
-
-
-def values_in_pairs(pool: torch.Tensor) -> torch.Tensor:
-    blocks, heads, size, dim = pool.shape
-    return pool.view(blocks, heads, size // 2, 2, dim).transpose(3, 4).reshape(pool.shape)
 
 
 @pytest.mark.parametrize(

@@ -34,16 +34,17 @@ def gather_machine_facts(gpu: GpuFacts | None = None, *, root: Path = Path("/"))
         available = min(available, max(limit - used, 0))
     cpuinfo = _read(root / "proc/cpuinfo")
     cores = _cores(root, cpuinfo)
-    cpu_name = _cpu_value(cpuinfo, "model name")
+    cpu_name, num_cores = _cpu_value(cpuinfo, "model name"), _num_cores(root, cores)
+    is_here = root == Path("/")
     return MachineFacts(
-        num_cores=_num_cores(root, cores),
+        num_cores=num_cores,
         cores=cores,
         memory_total_bytes=total,
         memory_available_bytes=available,
         memory_limit_bytes=limit,
         cpu_name=cpu_name,
         cpu_flags=frozenset((_cpu_value(cpuinfo, "flags") or _cpu_value(cpuinfo, "Features")).split()),
-        gemm=try_load_curve(curve_path(), cpu_name=cpu_name) if root == Path("/") else None,
+        gemm=try_load_curve(curve_path(), cpu_name=cpu_name, num_threads=num_cores) if is_here else None,
         gpu=gpu,
         system_page_bytes=os.sysconf("SC_PAGE_SIZE"),
         max_map_count=_read_int(root / "proc/sys/vm/max_map_count") or DEFAULT_MAX_MAP_COUNT,

@@ -75,8 +75,11 @@ def save_curve(curve: GemmCurve, path: Path) -> None:
     fresh.replace(path)
 
 
-def try_load_curve(path: Path, *, cpu_name: str) -> GemmCurve | None:
-    """The kept curve; None where there is none, it is damaged, or it is another CPU's."""
+def try_load_curve(path: Path, *, cpu_name: str, num_threads: int) -> GemmCurve | None:
+    """The kept curve; None where there is none, it is damaged, another CPU's, or of another number of threads.
+
+    A container may see its host's file and have fewer of its cores.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.pop("format") != FORMAT:
@@ -85,4 +88,4 @@ def try_load_curve(path: Path, *, cpu_name: str) -> GemmCurve | None:
         curve = GemmCurve(rows=rows, flops_per_s=rates, **stored)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         return None
-    return curve if curve.cpu_name == cpu_name else None
+    return curve if (curve.cpu_name, curve.num_threads) == (cpu_name, num_threads) else None

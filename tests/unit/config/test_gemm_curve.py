@@ -31,12 +31,13 @@ def test_a_machine_that_needs_many_rows_gets_them() -> None:
     assert slow_start.chunk_tokens(1e11) == 256
 
 
-def test_a_kept_curve_comes_back_for_its_cpu_only(tmp_path: Path) -> None:
+def test_a_kept_curve_comes_back_for_its_cpu_and_threads_only(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "curve.json"
-    assert try_load_curve(path, cpu_name="a CPU") is None
+    assert try_load_curve(path, cpu_name="a CPU", num_threads=2) is None
     save_curve(CURVE, path)
-    assert try_load_curve(path, cpu_name="a CPU") == CURVE
-    assert try_load_curve(path, cpu_name="another") is None
+    assert try_load_curve(path, cpu_name="a CPU", num_threads=2) == CURVE
+    assert try_load_curve(path, cpu_name="another", num_threads=2) is None
+    assert try_load_curve(path, cpu_name="a CPU", num_threads=1) is None  # a container with fewer cores
     assert [p.name for p in path.parent.iterdir()] == ["curve.json"]
 
 
@@ -54,9 +55,9 @@ def test_a_damaged_curve_is_no_curve(tmp_path: Path, change: dict[str, object]) 
     path = tmp_path / "curve.json"
     save_curve(CURVE, path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    assert try_load_curve(path, cpu_name="a CPU") is None
+    assert try_load_curve(path, cpu_name="a CPU", num_threads=2) is None
     path.write_text("{")
-    assert try_load_curve(path, cpu_name="a CPU") is None
+    assert try_load_curve(path, cpu_name="a CPU", num_threads=2) is None
 
 
 def test_the_curve_chooses_the_chunk(tmp_path: Path) -> None:

@@ -25,7 +25,14 @@ from xllm.engine.memory import KVMemory
 from xllm.engine.models.decoder import CausalLM, DecoderLayer
 from xllm.engine.models.hooks import LayerHooks
 from xllm.engine.models.model_input import ModelInput
-from xllm.engine.platform.native import TYPES, AttentionArgs, HeadsArgs, LayerArgs, required_library
+from xllm.engine.platform.native import (
+    TYPES,
+    AttentionArgs,
+    HeadsArgs,
+    LayerArgs,
+    NativeLibrary,
+    required_library,
+)
 
 MIN_WIDE_FLOPS = 1e9
 """Two milliseconds of one thread: beside them the barriers of a layer do not show."""
@@ -41,12 +48,14 @@ class NativeLayers:
         *,
         num_wide_threads: int = 1,
         min_wide_flops: float = MIN_WIDE_FLOPS,
+        library: NativeLibrary | None = None,
     ) -> None:
         """The model must be one :func:`can_run_natively`.
 
         Args:
             num_wide_threads: of steps whose layers have at least ``min_wide_flops`` each in products; other steps have
                 torch's number. No bit depends on it.
+            library: in place of the one that serves; benchmarks measure other builds with it.
         """
         self._num_wide_threads = num_wide_threads
         self._min_wide_flops = min_wide_flops
@@ -58,7 +67,7 @@ class NativeLayers:
         """Steps that had more threads than usual."""
         self._model = model
         self._attention = attention
-        self._library = required_library()
+        self._library = library or required_library()
         self._layers = [_layer_args(layer, model.spec) for layer in model.layers]
 
     @torch.inference_mode()
@@ -70,6 +79,7 @@ class NativeLayers:
 
         Raises:
             StepInterrupted: by the hooks.
+            CapacityError: the system gives no memory for a layer's work.
         """
         model, spec, library = self._model, self._model.spec, self._library
         assert model.embedding is not None and model.norm is not None, "all layers of the model"

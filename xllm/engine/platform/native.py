@@ -3,6 +3,7 @@
 INVARIANTS
 - A library is loaded once per process and variant and never unloaded.
 - Calls release the interpreter's lock; tensors they are given must stay alive and unchanged meanwhile.
+- A call that finds no memory raises CapacityError and leaves the library as it was; what it was to write is undefined.
 - No compiler, no sources or a failing build is not an error: ``native_library`` says None, once in the log why.
 """
 
@@ -11,12 +12,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import sys
+import time
 from ctypes import POINTER, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from xllm.engine.platform.native_build import (
+    COST_OF_NO_KERNELS,
     NativeBuildError,
     build_library,
     default_cache_dir,
@@ -24,9 +29,10 @@ from xllm.engine.platform.native_build import (
     usable_variants,
     what_is_lacking,
 )
+from xllm.errors import CapacityError, InternalError
 
 _LOG = logging.getLogger(__name__)
-ABI_VERSION = 1
+ABI_VERSION = 2
 TYPES = {torch.float32: 0, torch.bfloat16: 1}
 """Element types the kernels know, as the C interface numbers them."""
 
@@ -113,6 +119,25 @@ _SIGNATURES = {
     "xllm_sample": (c_void_p, c_int64, c_int64, *((c_void_p,) * 8), c_int),
 }
 
+_WITH_STATUS = {
+    "xllm_checksum", "xllm_attention", "xllm_moe", "xllm_layer", "xllm_score", "xllm_sample",
+}  # fmt: skip
+"""Functions that allocate, and so may fail."""
+_NO_MEMORY = 1
+
+
+def _check_status(status: int, function: Any, _: tuple[Any, ...]) -> int:
+    """What ctypes calls with the status of a function that may fail."""
+    if status == 0:
+        return 0
+    if status == _NO_MEMORY:
+        raise CapacityError(
+            f"{function.__name__}: the system gave no memory for the work of a step",
+            status=503,
+            hint="a smaller --kv-cache-memory or --max-num-batched-tokens, or a higher memory limit",
+        )
+    raise InternalError(f"{function.__name__} failed with status {status}")
+
 
 class NativeLibrary:
     """One loaded variant; ``lib`` has the functions of csrc/xllm_cpu.cpp."""
@@ -126,6 +151,8 @@ class NativeLibrary:
         for name, types in _SIGNATURES.items():
             function = getattr(self.lib, name)
             function.argtypes, function.restype = types, None
+            if name in _WITH_STATUS:
+                function.restype, function.errcheck = c_int, _check_status
         self.lib.xllm_num_shared_tiles.restype = c_int64
 
     @staticmethod
@@ -168,12 +195,23 @@ def native_library(variant: str = "") -> NativeLibrary | None:
         library = NativeLibrary(path, wanted)
     except (NativeBuildError, OSError) as exc:
         _LOG.warning(
-            "CPU kernels are not built (%s): serving with torch's own operations, correct but slower (see "
-            "docs/concepts/cpu-kernels.md for how much); install g++ for the fast ones",
-            exc,
+            "CPU kernels are not built (%s): %s; install g++ for the fast ones", exc, COST_OF_NO_KERNELS
         )
         return None
     _LOG.info("CPU kernels: %s (%s)", wanted, path)
     if lacking := what_is_lacking(usable[0]):
         _LOG.warning("CPU kernels: %s", lacking)
     return library
+
+
+def main() -> None:
+    """Build the library unless it is there, and say how long that took; ``scripts/setup`` runs it."""
+    begin_s = time.perf_counter()
+    library = native_library()
+    if library is None:
+        sys.exit(1)
+    print(f"CPU kernels: {library.variant}, ready in {time.perf_counter() - begin_s:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,8 +14,8 @@ AVX512 = AVX2 + " avx512f avx512bw avx512vl avx512dq"
     ("flags", "best", "words"),
     [
         (AVX512 + " avx512_bf16", "avx512_bf16", []),
-        (AVX512, "avx512", ["no bf16 dot products", "float32", "twice"]),
-        (AVX2, "avx2", ["no AVX-512", "float32", "twice"]),
+        (AVX512, "avx512", ["no bf16 dot products", "unless --dtype", "float32", "twice"]),
+        (AVX2, "avx2", ["no AVX-512", "unless --dtype", "float32", "twice"]),
         (AVX2 + " avx512f", "avx2", ["no AVX-512"]),
         ("asimd", "portable", ["neither AVX-512 nor AVX2"]),
     ],
