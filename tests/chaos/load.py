@@ -34,7 +34,7 @@ from tests.chaos.world import World
 CALL_S = 60.0
 """Without any byte for this long a call counts as lost."""
 FORBIDDEN = ("LOST", "FALSE END", "CHANGED")
-_NAMES = re.compile(r"(?:cmpl|service|engine|guest|instance)[-_ ][\w-]+|[0-9a-f]{12,}|\d+(?:\.\d+)?(?= s\b)")
+_NAMES = re.compile(r"\b(?:cmpl|service|engine|guest)-[\w-]+|[0-9a-f]{12,}|\d+(?:\.\d+)?(?= s\b)")
 """What differs between two refusals for the same reason: requests, instances, seconds."""
 
 
