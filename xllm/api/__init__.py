@@ -9,6 +9,7 @@ preprocess.py     prompt + parameters -> Request (shared with LLM)
 choice_text.py    tokens of one choice -> text: detokeniser, stop strings
 generation.py     one call to the backend: several requests, their choices, abort and close
 logprobs.py       log-probabilities in the chat and the completions format
+chunk_writer.py   ChunkWriter: the bytes of a stream's events, text alone from ready-made ones
 chat.py           /v1/chat/completions
 completions.py    /v1/completions
 sse.py            the streaming response: ready-made bytes, client disconnects

@@ -21,13 +21,14 @@ from xllm.api.call import (
     usage_of,
 )
 from xllm.api.choice_text import Delta
+from xllm.api.chunk_writer import ChunkWriter
 from xllm.api.decode import decode_body, read_body
 from xllm.api.fields import check_refused
 from xllm.api.generation import ChoiceResult, Generation
 from xllm.api.logprobs import LogprobView
 from xllm.api.preprocess import truncate_ids
 from xllm.api.protocol import ChatRequest, Message, Tool
-from xllm.api.sse import DONE, EventStream, json_bytes, start_watched
+from xllm.api.sse import EventStream, start_watched
 from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import InvalidRequest, Unsupported
 from xllm.types.request import Request
@@ -247,55 +248,36 @@ class _Answer:
 
 
 class ChatEvents:
-    """An :class:`~xllm.api.sse.EventEncoder`; the frequent event is three joins of ready-made bytes."""
+    """An :class:`~xllm.api.sse.EventEncoder` for chats."""
 
     def __init__(self, answer: _Answer) -> None:
         self._answer = answer
-        body, generation = answer.body, answer.generation
-        self._generation = generation
-        options = body.stream_options
-        self._has_usage = bool(options and options.include_usage)
-        self._has_running_usage = bool(options and options.continuous_usage_stats and self._has_usage)
-        self._is_plain = not (body.logprobs or body.return_token_ids or self._has_running_usage)
+        body = answer.body
         head = {
             "id": answer.request.id,
             "object": "chat.completion.chunk",
             "created": answer.created,
             "model": answer.model,
         }
-        self._head = json_bytes(head)[:-1]
-        raw_id = answer.request.id.encode()
-        self._ids = [b"id: %b:%d:" % (raw_id, choice.index) for choice in generation.choices]
-        self._before = [
-            b'\ndata: %b,"choices":[{"index":%d,"delta":{"content":' % (self._head, choice.index)
-            for choice in generation.choices
-        ]
-        null_usage = b',"usage":null' if self._has_usage else b""
-        self._after = b'},"logprobs":null,"finish_reason":null}]%b}\n\n' % null_usage
+        self._writer = ChunkWriter(
+            answer.generation,
+            head,
+            (b'"delta":{"content":', b"}"),
+            body.stream_options,
+            shows_text_alone=not (body.logprobs or body.return_token_ids),
+        )
 
     def opening(self) -> bytes:
         """The role of every choice."""
-        return b"".join([self._role_event(choice.index) for choice in self._generation.choices])
+        return b"".join([self._role_event(choice.index) for choice in self._answer.generation.choices])
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """One event per choice with news."""
-        parts: list[bytes] = []
-        for delta in deltas:
-            if self._is_plain and delta.finish_reason is None:
-                if delta.text:
-                    number = b"%d" % delta.num_tokens
-                    text = json_bytes(delta.text)
-                    parts += (self._ids[delta.index], number, self._before[delta.index], text, self._after)
-            else:
-                parts.append(self._full_event(delta))
-        return b"".join(parts)
+        return self._writer.events(deltas, self._choice)
 
     def closing(self) -> bytes:
         """The usage event where asked for, and the end mark."""
-        if not self._has_usage:
-            return DONE
-        tail = json_bytes({"choices": [], "usage": usage_of(self._generation)})[1:]
-        return b"data: " + self._head + b"," + tail + b"\n\n" + DONE
+        return self._writer.closing()
 
     def _role_event(self, index: int) -> bytes:
         choice = {
@@ -304,12 +286,11 @@ class ChatEvents:
             "logprobs": None,
             "finish_reason": None,
         }
-        extra: dict[str, Any] = {}
-        if self._answer.body.return_token_ids:
-            extra["prompt_token_ids"] = self._answer.request.prompt_token_ids
-        return self._event(index, 0, choice, extra)
+        if not self._answer.body.return_token_ids:
+            return self._writer.whole(index, 0, choice)
+        return self._writer.whole(index, 0, choice, prompt_token_ids=self._answer.request.prompt_token_ids)
 
-    def _full_event(self, delta: Delta) -> bytes:
+    def _choice(self, delta: Delta) -> dict[str, Any]:
         answer = self._answer
         choice: dict[str, Any] = {
             "index": delta.index,
@@ -325,11 +306,4 @@ class ChatEvents:
             choice["stop_reason"] = delta.stop_reason
         if answer.body.return_token_ids:
             choice["token_ids"] = delta.token_ids
-        return self._event(delta.index, delta.num_tokens, choice, {})
-
-    def _event(self, index: int, number: int, choice: dict[str, Any], extra: dict[str, Any]) -> bytes:
-        tail: dict[str, Any] = {"choices": [choice], **extra}
-        if self._has_usage:
-            tail["usage"] = usage_of(self._generation) if self._has_running_usage else None
-        body = self._head + b"," + json_bytes(tail)[1:]
-        return b"%b%d\ndata: %b\n\n" % (self._ids[index], number, body)
+        return choice

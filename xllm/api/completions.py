@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp
 
@@ -21,13 +20,14 @@ from xllm.api.call import (
     usage_of,
 )
 from xllm.api.choice_text import Delta
+from xllm.api.chunk_writer import ChunkWriter
 from xllm.api.decode import decode_body, read_body
 from xllm.api.fields import check_refused
 from xllm.api.generation import ChoiceResult, Generation
 from xllm.api.logprobs import CompletionLogprobs, LogprobView
 from xllm.api.preprocess import truncate_ids
 from xllm.api.protocol import CompletionRequest
-from xllm.api.sse import DONE, EventStream, json_bytes, start_watched
+from xllm.api.sse import EventStream, start_watched
 from xllm.api.text_pipeline import TextPipeline
 from xllm.errors import InvalidRequest
 from xllm.types.output import PositionLogprobs
@@ -207,59 +207,38 @@ class CompletionEvents:
 
     def __init__(self, answer: _Answer) -> None:
         self._answer = answer
-        body, generation = answer.body, answer.generation
-        self._generation = generation
-        options = body.stream_options
-        self._has_usage = bool(options and options.include_usage)
-        self._has_running_usage = bool(options and options.continuous_usage_stats and self._has_usage)
-        self._is_plain = not (body.logprobs is not None or body.return_token_ids or self._has_running_usage)
+        body = answer.body
         head = {
             "id": answer.call_id,
             "object": "text_completion",
             "created": answer.created,
             "model": answer.model,
         }
-        self._head = json_bytes(head)[:-1]
-        raw_id = answer.call_id.encode()
-        self._ids = [b"id: %b:%d:" % (raw_id, choice.index) for choice in generation.choices]
-        self._before = [
-            b'\ndata: %b,"choices":[{"index":%d,"text":' % (self._head, choice.index)
-            for choice in generation.choices
-        ]
-        null_usage = b',"usage":null' if self._has_usage else b""
-        self._after = b',"logprobs":null,"finish_reason":null}]%b}\n\n' % null_usage
+        self._writer = ChunkWriter(
+            answer.generation,
+            head,
+            (b'"text":', b""),
+            body.stream_options,
+            shows_text_alone=body.logprobs is None and not body.return_token_ids and answer.shows_output,
+        )
 
     def opening(self) -> bytes:
         """The prompts where they are to be echoed."""
-        if not self._answer.body.echo:
+        answer = self._answer
+        if not answer.body.echo:
             return b""
-        parts = []
-        for choice in self._generation.choices:
-            echo = json_bytes(self._answer.echo_of(choice.index))
-            parts += [self._ids[choice.index], b"0", self._before[choice.index], echo, self._after]
-        return b"".join(parts)
+        choices = [choice.index for choice in answer.generation.choices]
+        return b"".join(part for i in choices for part in self._writer.text(i, 0, answer.echo_of(i)))
 
     def events(self, deltas: Sequence[Delta]) -> bytes:
         """One event per choice with news."""
-        parts: list[bytes] = []
-        for delta in deltas:
-            if self._is_plain and delta.finish_reason is None and self._answer.shows_output:
-                if delta.text:
-                    number = b"%d" % delta.num_tokens
-                    text = json_bytes(delta.text)
-                    parts += (self._ids[delta.index], number, self._before[delta.index], text, self._after)
-            else:
-                parts.append(self._full_event(delta))
-        return b"".join(parts)
+        return self._writer.events(deltas, self._choice)
 
     def closing(self) -> bytes:
         """The usage event where asked for, and the end mark."""
-        if not self._has_usage:
-            return DONE
-        tail = json_bytes({"choices": [], "usage": usage_of(self._generation)})[1:]
-        return b"data: " + self._head + b"," + tail + b"\n\n" + DONE
+        return self._writer.closing()
 
-    def _full_event(self, delta: Delta) -> bytes:
+    def _choice(self, delta: Delta) -> dict[str, Any]:
         answer = self._answer
         shown = answer.shows_output
         choice: dict[str, Any] = {
@@ -277,8 +256,4 @@ class CompletionEvents:
         if answer.body.return_token_ids:
             choice["token_ids"] = delta.token_ids
             choice["prompt_token_ids"] = answer.request_of(delta.index).prompt_token_ids
-        tail: dict[str, Any] = {"choices": [choice]}
-        if self._has_usage:
-            tail["usage"] = usage_of(self._generation) if self._has_running_usage else None
-        body = self._head + b"," + msgspec.json.encode(tail)[1:]
-        return b"%b%d\ndata: %b\n\n" % (self._ids[delta.index], delta.num_tokens, body)
+        return choice
