@@ -1,4 +1,5 @@
-"""What holds for all tests: no stray configuration from the environment, GPU tests only where there is a GPU."""
+"""What holds for all tests: no stray configuration from the environment, GPU tests only where there is a GPU, the same
+examples of hypothesis in every run and as much time for each as it needs."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from xllm.config.load import RESERVED_ENV
 from xllm.config.schema import ENV_PREFIX
@@ -20,6 +22,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell that runs the tests in the background ignores SIGINT for them and all their children; some tests send it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a network
+settings.register_profile(
+    "any machine", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any machine")
 
 
 def pytest_collection_modifyitems(items: Iterable[pytest.Item]) -> None:

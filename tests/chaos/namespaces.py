@@ -74,4 +74,4 @@ class Namespace:
 
 
 def _ip(*args: str) -> None:
-    subprocess.run(("ip", *args), check=True, capture_output=True, text=True, timeout=10)
+    subprocess.run(("ip", *args), check=True, capture_output=True, text=True, timeout=60)

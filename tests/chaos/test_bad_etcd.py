@@ -26,6 +26,8 @@ from xllm.registry.registry import RegistryEvent
 from xllm.types.instance import InstanceInfo
 
 NAMES = ("a", "b", "c")
+LONG_S = 60.0
+"""Longer than a machine stands still: what a lie does must not be confused with leases that really end."""
 
 
 def smaller_revisions(data: bytes) -> bytes:
@@ -64,7 +66,7 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(240):
             await scene()
 
     asyncio.run(bounded())
@@ -91,10 +93,10 @@ class Cluster:
         self.directory.watch(self.events.append)
         self.publishers = [self.publisher(self.honest, name) for name in NAMES]
 
-    def publisher(self, store: EtcdStore, name: str) -> Publisher:
+    def publisher(self, store: EtcdStore, name: str, ttl_s: float = LONG_S) -> Publisher:
         key = instance_key(self.namespace, name)
         return Publisher(
-            store, key, encode_record(record(name, "1")), ttl_s=2.0,
+            store, key, encode_record(record(name, "1")), ttl_s=ttl_s,
             is_mine=lambda value: decode_instance(key, value).info.incarnation == "1",
             on_clash=lambda message: None,
         )  # fmt: skip
@@ -122,8 +124,8 @@ def test_lies_remove_nobody_and_the_truth_comes_back(lie: Callable[[bytes], byte
             await until(lambda: cluster.known == set(NAMES))
             proxy.lie(lie)
             before = proxy.num_bytes
+            await until(lambda: proxy.num_bytes > before)  # the lie is heard
             await asyncio.sleep(2.0)
-            assert proxy.num_bytes > before, "the lie was never heard"
             assert cluster.known == set(NAMES)
             assert not [event for event in cluster.events if event.kind == "removed"]
             assert cluster.directory._task is not None and not cluster.directory._task.done()
@@ -145,7 +147,7 @@ def test_whoever_publishes_through_lies_is_published_again_afterwards(
     async def scene() -> None:
         async with FaultProxy(etcd.endpoint) as proxy:
             cluster = Cluster(etcd, f"publish-{lie.__name__}", proxy)
-            publisher = cluster.publisher(cluster.deceived, "a")
+            publisher = cluster.publisher(cluster.deceived, "a", ttl_s=2.0)
             cluster.publishers = [publisher]
             publisher.start()
             await until(lambda: publisher.is_published)
@@ -168,7 +170,7 @@ def test_whoever_publishes_through_lies_is_published_again_afterwards(
 def test_a_slow_etcd_is_waited_for_and_one_that_is_too_slow_is_an_error_in_time(etcd: Etcd) -> None:
     async def scene() -> None:
         async with FaultProxy(etcd.endpoint) as proxy:
-            store = EtcdStore([proxy.address], timeout_s=3.0)
+            store = EtcdStore([proxy.address], timeout_s=60.0)
             proxy.slow(delay_s=0.3)
             revision = await store.put("/slow/k", b"1")
             assert (await store.get_prefix("/slow/")).revision >= revision

@@ -38,7 +38,7 @@ EVIL: tuple[Any, ...] = (
 
 def run(scene: Callable[[], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(110):
+        async with asyncio.timeout(280):
             await scene()
 
     asyncio.run(bounded())

@@ -33,7 +33,7 @@ class Cluster:
         self.url = command.until(r"serving demo at (http://[\d.:]+)")[1]
 
     def instances(self) -> dict[str, dict[str, Any]]:
-        found = asyncio.run(gather_status(RegistryConfig(url=self.registry), ""))
+        found = asyncio.run(gather_status(RegistryConfig(url=self.registry, timeout_s=30.0), ""))
         return {row["id"]: row for row in found["instances"]}
 
     def states(self) -> dict[str, str]:
@@ -53,20 +53,20 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_killed_engine_is_started_again_as_another_incarnation(cluster: Cluster) -> None:
+    until(lambda: cluster.states() == {"engine-0": "ready", "engine-1": "ready"})
     before = cluster.instances()
-    assert {name: row["state"] for name, row in before.items()} == {"engine-0": "ready", "engine-1": "ready"}
     assert cluster.complete() == 200
     os.kill(before["engine-1"]["pid"], signal.SIGKILL)
     until(
         lambda: cluster.instances().get("engine-1", before["engine-1"])["pid"] != before["engine-1"]["pid"],
-        60,
+        100,
     )
-    until(lambda: cluster.states() == {"engine-0": "ready", "engine-1": "ready"}, 60)
+    until(lambda: cluster.states() == {"engine-0": "ready", "engine-1": "ready"}, 100)
     after = cluster.instances()
     assert after["engine-1"]["incarnation"] != before["engine-1"]["incarnation"]
     assert after["engine-0"]["incarnation"] == before["engine-0"]["incarnation"]
     health = ask(f"{cluster.url}/health")
-    until(lambda: ask(f"{cluster.url}/health").json["instances"]["engine-1"]["state"] == "ready", 60)
+    until(lambda: ask(f"{cluster.url}/health").json["instances"]["engine-1"]["state"] == "ready", 100)
     assert health.status == 200
     assert {cluster.complete() for _ in range(4)} == {200}
     assert "is started again" in cluster.command.text
@@ -87,7 +87,7 @@ def test_a_machine_that_is_far_too_busy_makes_no_engine_dead(cluster: Cluster) -
             hog.kill()
             hog.wait(30)
     assert seen <= {"ready", "suspect"}, seen
-    assert {name: row["incarnation"] for name, row in cluster.instances().items()} == before
+    until(lambda: {name: row["incarnation"] for name, row in cluster.instances().items()} == before)
 
 
 def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Cluster) -> None:
@@ -101,12 +101,12 @@ def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Clu
     for client in clients:
         client.start()
     with Command("cluster", "drain", "engine-0", "--no-wait", "--registry", cluster.registry) as begun:
-        assert begun.process.wait(60) == 0, begun.text
+        assert begun.process.wait(200) == 0, begun.text
     assert "takes no new requests" in begun.text and cluster.states()["engine-0"] == "draining"
     with Command("cluster", "drain", "engine-0", "--wait", "--registry", cluster.registry, "--json") as drain:
-        assert drain.process.wait(60) == 0, drain.text
+        assert drain.process.wait(200) == 0, drain.text
     for client in clients:
-        client.join(60)
+        client.join(120)
     assert json.loads(drain.text.splitlines()[-1]) == {
         "instance": "engine-0",
         "num_ended": 0,
@@ -117,13 +117,13 @@ def test_one_is_drained_by_command_finishes_its_work_and_stays_away(cluster: Clu
     cluster.command.until(r"engine-0 has left; it is not started again")
     assert {cluster.complete() for _ in range(4)} == {200}
     with Command("cluster", "status", "--registry", cluster.registry) as status:
-        assert status.process.wait(60) == 0
+        assert status.process.wait(200) == 0
     assert "engine-1" in status.text and "SERVICE" in status.text and cluster.url in status.text
     with Command("cluster", "roles", "--registry", cluster.registry) as roles:
-        assert roles.process.wait(60) == 0
+        assert roles.process.wait(200) == 0
     assert re.search(r"demo +\S+ +mixed +engine-1 +ready", roles.text) and "controller" in roles.text
     with Command("cluster", "drain", "engine-0", "--registry", cluster.registry) as again:
-        assert again.process.wait(60) == 1
+        assert again.process.wait(200) == 1
     assert "there are: engine-1" in again.text
 
 
@@ -145,7 +145,7 @@ def test_a_service_listens_before_any_engine_and_serves_when_one_joins() -> None
             assert ask(f"{url}/v1/completions", body).status == 200
             assert ask(f"{url}/v1/models").json["data"][0]["max_model_len"] > 0
             assert engine.end() == 0
-        until(lambda: ask(f"{url}/ready").status == 503, 60)
+        until(lambda: ask(f"{url}/ready").status == 503, 100)
         assert service.end() == 0 and "Traceback" not in service.text
 
 

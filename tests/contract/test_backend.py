@@ -67,14 +67,14 @@ def test_a_backend(name: str) -> None:
         assert not await backend.debug_request("never heard of")
         assert isinstance(await backend.debug_waits(), list)
 
-        await backend.drain(5.0)  # type: ignore[attr-defined]
+        await backend.drain(100.0)  # type: ignore[attr-defined]
         assert not backend.is_ready()
         with pytest.raises(CapacityError) as caught:
             await backend.submit(make_request("late"), Sink())
         assert caught.value.status == 503
 
     async def run() -> None:
-        async with asyncio.timeout(60), IMPLEMENTATIONS[name]() as backend:
+        async with asyncio.timeout(240), IMPLEMENTATIONS[name]() as backend:
             await scene(backend)
 
     asyncio.run(run())

@@ -20,7 +20,7 @@ from tests.fakes.served import ROOT, Served, until
 @pytest.fixture(scope="module")
 def client() -> Iterator[openai.OpenAI]:
     with Served("demo", "--dtype", "float32", "--device", "cpu", "--num-threads", "1") as served:
-        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
+        with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0, timeout=200) as client:
             yield client
 
 
@@ -88,7 +88,7 @@ def test_a_service_over_two_running_engines(tiny_model_dir: Path) -> None:
     finally:
         for engine in engines:
             engine.kill()
-            engine.wait(10)
+            engine.wait(60)
             assert engine.stdout is not None
             engine.stdout.close()
 

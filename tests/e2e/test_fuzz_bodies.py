@@ -6,14 +6,17 @@ import http.client
 import random
 from collections import Counter
 
+import pytest
+
 from tests.fakes.bad_bodies import bad_body
 from tests.fakes.http import ask
 from tests.fakes.served import Served, until
 
 
+@pytest.mark.timeout(900)
 def test_random_bodies_reach_no_5xx(timed: Served) -> None:
     rng = random.Random(3)
-    conn = http.client.HTTPConnection(timed.url.removeprefix("http://"), timeout=60)
+    conn = http.client.HTTPConnection(timed.url.removeprefix("http://"), timeout=200)
     seen: Counter[int] = Counter()
     for _ in range(10_000):
         path, body = bad_body(rng)

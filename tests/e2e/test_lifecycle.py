@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.fakes.http import ask, events
+from tests.fakes.model_dirs import write_config
 from tests.fakes.served import Served, until
+from tests.fakes.small_tokenizers import write_tokenizer_dir
 from xllm.perf.step_time import PROFILES, profile_json
 
 
@@ -22,7 +24,7 @@ def profile(tmp_path: Path, step_s: float) -> str:
 
 
 def start_stream(served: Served, body: dict[str, object]) -> http.client.HTTPConnection:
-    conn = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=60)
+    conn = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=200)
     conn.request("POST", "/v1/completions", json.dumps(body | {"stream": True}))
     return conn
 
@@ -43,7 +45,8 @@ def tokens(raw: bytes) -> tuple[list[int], str | None]:
 def test_an_engine_that_is_killed_is_started_again_and_its_streams_go_on(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    with Served(tiny_model_dir, "--executor", profile(tmp_path, 0.01)) as served:
+    flags = ("--executor", profile(tmp_path, 0.01), "--set", "api.failover_timeout_s=100")
+    with Served(tiny_model_dir, *flags) as served:
         body = {**LONG, "max_tokens": 200, "seed": 3, "return_token_ids": True}
         calm = ask(f"{served.url}/v1/completions", {**body, "stream": True}).raw
         pid = served.engine_pid
@@ -51,14 +54,13 @@ def test_an_engine_that_is_killed_is_started_again_and_its_streams_go_on(
         response = conn.getresponse()
         got = response.readline()
         os.kill(pid, signal.SIGKILL)
-        until(lambda: ask(f"{served.url}/health").status == 503)
         got += response.read()
         conn.close()
         assert got.endswith(b"data: [DONE]\n\n") and tokens(got) == tokens(calm)
         assert len(tokens(got)[0]) == 200
+        until(lambda: "is started again" in "".join(served.log) and ask(f"{served.url}/ready").status == 200)
         assert served.engine_pid != pid
-        assert ask(f"{served.url}/health").status == 200 and ask(f"{served.url}/ready").status == 200
-        assert "is started again" in "".join(served.log)
+        assert ask(f"{served.url}/health").status == 200
         assert served.stop() == 0
         assert "Traceback" not in "".join(served.log)
 
@@ -98,21 +100,25 @@ def test_an_engine_that_was_told_to_leave_stays_away(tiny_model_dir: Path) -> No
 def test_a_forward_that_stands_still_turns_health_and_one_that_advances_does_not(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
-    # Two layers per step: at 200 s a step no counter moves for 100 s; at 6 s it moves every 3 s.
+    # Two layers per step of 200 s: no counter moves for 100 s.
     with Served(tiny_model_dir, "--executor", profile(tmp_path, 200.0), "--shutdown-timeout", "0") as served:
         assert ask(f"{served.url}/health").status == 200
-        conn = start_stream(served, LONG)
         began = time.monotonic()
-        until(lambda: ask(f"{served.url}/health").status == 503)
+        conn = start_stream(served, LONG)
+        until(lambda: "advanced" in ask(f"{served.url}/health").json["message"])
         waited = time.monotonic() - began
-        assert "advanced" in ask(f"{served.url}/health").json["message"]
+        assert ask(f"{served.url}/health").status == 503
         conn.close()
     assert waited >= 4.0, "an engine that just began a step was called dead"
-    with Served(tiny_model_dir, "--executor", profile(tmp_path, 6.0), "--shutdown-timeout", "0") as served:
+    # Forty layers per step of 8 s: longer than the patience of 5 s, but a counter moves every 0.2 s.
+    deep = write_tokenizer_dir(write_config(tmp_path / "deep", vocab_size=512, num_hidden_layers=40))
+    with Served(deep, "--executor", profile(tmp_path, 8.0), "--shutdown-timeout", "0") as served:
         conn = start_stream(served, LONG)
         deadline = time.monotonic() + 9.0
         while time.monotonic() < deadline:
-            assert ask(f"{served.url}/health").status == 200
+            health = ask(f"{served.url}/health")
+            # On a starved machine it may be silent for a moment, which is another complaint.
+            assert health.status == 200 or "has not been heard" in health.json["message"], health.json
             time.sleep(0.1)
         conn.close()
 
@@ -130,7 +136,7 @@ def test_a_frozen_engine_process_turns_health_and_comes_back(tiny_model_dir: Pat
 
 
 def test_sigterm_drains(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with Served(tiny_model_dir, "--executor", profile(tmp_path, 0.02), "--shutdown-timeout", "30") as served:
+    with Served(tiny_model_dir, "--executor", profile(tmp_path, 0.1), "--shutdown-timeout", "100") as served:
         conn = start_stream(served, LONG | {"max_tokens": 60})
         response = conn.getresponse()
         assert response.readline()
@@ -139,7 +145,7 @@ def test_sigterm_drains(tiny_model_dir: Path, tmp_path: Path) -> None:
         assert ask(f"{served.url}/v1/completions", {"prompt": "x"}).status == 503
         assert response.read().endswith(b"data: [DONE]\n\n")
         conn.close()
-        assert served.process.wait(30) == 0
+        assert served.process.wait(100) == 0
 
 
 def test_sigterm_ends_what_takes_too_long(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -151,7 +157,7 @@ def test_sigterm_ends_what_takes_too_long(tiny_model_dir: Path, tmp_path: Path) 
         served.process.send_signal(signal.SIGTERM)
         assert b'"code":503' in response.read()
         conn.close()
-        assert served.process.wait(30) == 0
+        assert served.process.wait(100) == 0
         until(lambda: not Path(f"/proc/{engine_pid}").exists())
 
 
@@ -163,7 +169,7 @@ def test_the_queue_has_an_end(tiny_model_dir: Path, tmp_path: Path) -> None:
         retry: list[str | None] = []
 
         def probe() -> None:
-            found = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=5)
+            found = http.client.HTTPConnection(served.url.removeprefix("http://"), timeout=100)
             found.request("POST", "/v1/completions", json.dumps(LONG | {"stream": True}))
             response = found.getresponse()
             statuses.append(response.status)

@@ -26,7 +26,7 @@ def llm(tiny_model_dir: Path) -> Iterator[LLM]:
 
 
 def wait_gone(pid: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 100
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() < deadline, "the engine process is still there"
         time.sleep(0.01)
@@ -180,7 +180,7 @@ def test_a_script_that_just_ends_leaves_no_engine(tiny_model_dir: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=200,
         check=True,
     )
     wait_gone(int(done.stdout))

@@ -19,7 +19,7 @@ TOOLS: list[Any] = [{"type": "function", "function": {"name": "weather", "parame
 
 @pytest.fixture
 def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0, timeout=200) as client:
         yield client
 
 
@@ -87,7 +87,7 @@ def test_async_streams_at_once(served: Served) -> None:
         return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
 
     async def run() -> tuple[list[str], list[str]]:
-        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", timeout=60) as client:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", timeout=200) as client:
             together = await asyncio.gather(*(one(client, seed) for seed in range(12)))
             alone = [await one(client, seed) for seed in range(12)]
             return together, alone

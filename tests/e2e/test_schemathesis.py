@@ -41,6 +41,7 @@ def test_every_path_is_covered(timed: Served) -> None:
     assert sorted((m.upper(), p) for p, methods in found.items() for m in methods) == sorted(PATHS)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("method", "path"), PATHS)
 def test_no_server_error(schema: schemathesis.BaseSchema, timed: Served, method: str, path: str) -> None:
     operation = schema[path][method]

@@ -80,6 +80,8 @@ class FakeBackend:
         self.running: dict[str, asyncio.Task[None]] = {}
         self.is_up = True
         self.is_draining = False
+        self.is_held = False
+        """While it is, no stream goes on."""
         self._aborted: dict[str, dict[int, str]] = {}
 
     @property
@@ -105,6 +107,8 @@ class FakeBackend:
         try:
             while open_choices:
                 await asyncio.sleep(self.delay_s)
+                while self.is_held:
+                    await asyncio.sleep(0.005)
                 if self.before_step is not None:
                     self.before_step(request, max(open_choices.values()))
                 outputs = []

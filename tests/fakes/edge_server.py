@@ -55,21 +55,21 @@ class EdgeServer:
         async def run() -> Any:
             return function(*args)
 
-        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
+        return asyncio.run_coroutine_threadsafe(run(), self._loop).result(100)
 
     def begin_shutdown(self) -> None:
         assert self._server is not None
         self.call(self._server.begin_shutdown)
 
     def join(self) -> None:
-        self._thread.join(30)
+        self._thread.join(100)
         assert not self._thread.is_alive(), "the server did not end"
         if self._failure is not None:
             raise self._failure
 
     def __enter__(self) -> EdgeServer:
         self._thread.start()
-        assert self._listening.wait(20)
+        assert self._listening.wait(100)
         if self._failure is not None:
             raise self._failure
         return self

@@ -34,7 +34,7 @@ def ask(
     verb = method or ("POST" if data is not None else "GET")
     request = urllib.request.Request(url, data, head, method=verb)
     try:
-        with urllib.request.urlopen(request, timeout=20) as response:
+        with urllib.request.urlopen(request, timeout=100) as response:
             return Reply(response.status, dict(response.headers), response.read())
     except urllib.error.HTTPError as error:
         with error:

@@ -108,7 +108,7 @@ class FakeOpenAI:
         return response
 
     async def _wait_for_leave(self, request: web.Request) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(100):
             while request.transport is not None and not request.transport.is_closing():
                 await asyncio.sleep(0.01)
         raise ConnectionResetError
@@ -151,10 +151,10 @@ def running_in_thread(fake: FakeOpenAI) -> Iterator[FakeOpenAI]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
     thread.start()
-    assert started.wait(20)
+    assert started.wait(100)
     try:
         yield fake
     finally:
         loop.call_soon_threadsafe(stop.set)
-        thread.join(20)
+        thread.join(100)
         loop.close()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 
-def run(scene: Callable[[], Awaitable[None]], *, timeout_s: float = 60) -> None:
+def run(scene: Callable[[], Awaitable[None]], *, timeout_s: float = 240) -> None:
     """Play it; TimeoutError where it hangs."""
 
     async def bounded() -> None:
@@ -16,7 +16,7 @@ def run(scene: Callable[[], Awaitable[None]], *, timeout_s: float = 60) -> None:
     asyncio.run(bounded())
 
 
-def run_leaving_no_task(scene: Callable[[], Awaitable[None]], *, timeout_s: float = 60) -> None:
+def run_leaving_no_task(scene: Callable[[], Awaitable[None]], *, timeout_s: float = 240) -> None:
     """Play it, then wait until every task it began has ended."""
 
     async def whole() -> None:

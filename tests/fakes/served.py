@@ -16,10 +16,10 @@ from tests.fakes.http import ask
 
 ROOT = Path(__file__).resolve().parents[2]
 READY = re.compile(r"(http://[\d.]+:\d+)")
-START_S = 90.0
+START_S = 240.0
 
 
-def until(condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+def until(condition: Callable[[], bool], timeout_s: float = 100.0) -> None:
     """Wait for a condition; the bound only keeps a broken test from hanging."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -86,7 +86,7 @@ class Served:
     def stop(self) -> int:
         """SIGTERM; the exit status."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        return self.process.wait(120)
 
     def kill(self) -> None:
         self.process.kill()
@@ -97,7 +97,7 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             try:
-                self.process.wait(45)
+                self.process.wait(100)
             except subprocess.TimeoutExpired:
                 self.kill()
                 raise

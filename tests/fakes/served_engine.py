@@ -27,7 +27,7 @@ from xllm.types.request import Request
 from xllm.types.sampling import SamplingParams
 from xllm.types.wire import KvEvents, LoadReply
 
-WAIT_S = 20.0
+WAIT_S = 100.0
 
 
 async def until(true: Callable[[], bool]) -> None:

@@ -26,12 +26,13 @@ class FakeStepRunner:
         self.thread_names.add(threading.current_thread().name)
 
     def tend(self) -> bool:
-        self.tended.put(self.num_chores)
-        self.num_chores = max(0, self.num_chores - 1)
-        return self.num_chores > 0
+        before, self.num_chores = self.num_chores, max(0, self.num_chores - 1)
+        is_more = self.num_chores > 0
+        self.tended.put(before)  # last: whoever waits for it may change ``num_chores`` at once
+        return is_more
 
     def run(self, batch: Batch, take_mask: Callable[[], StepMask]) -> BatchResult:
-        self.gate.wait(20)
+        self.gate.wait(100)
         self.thread_names.add(threading.current_thread().name)
         self.ran.append(batch.step)
         if batch.has_mask:

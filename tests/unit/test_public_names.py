@@ -29,9 +29,9 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 def test_importing_the_package_imports_nothing_else() -> None:
     code = "import sys, xllm; sys.exit(any(m.startswith('xllm.') for m in sys.modules) or 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=200).returncode == 0
 
 
 def test_the_offline_api_loads_no_torch() -> None:
     code = "import sys; from xllm import LLM, SamplingParams; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=200).returncode == 0

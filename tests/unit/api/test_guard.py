@@ -76,7 +76,7 @@ def test_announced_large_body_is_413(locked: EdgeServer) -> None:
 def test_streamed_large_body_is_413_before_it_ends(locked: EdgeServer) -> None:
     host, port = locked.url.removeprefix("http://").split(":")
     head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=10) as conn:
+    with socket.create_connection((host, int(port)), timeout=100) as conn:
         conn.sendall(head.encode())
         for _ in range(3):
             conn.sendall(b"200\r\n" + b" " * 512 + b"\r\n")  # never the last chunk

@@ -24,7 +24,7 @@ def in_a_thread(work: Any) -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join(20)
+    thread.join(100)
     if failed:
         raise failed[0]
 

@@ -117,7 +117,7 @@ def test_sigusr1_writes_the_state(has_loop: bool) -> None:
         install_dump_signal(table, write=written.append, loop=loop)
         with table.watch("edge", "a socket", 3.0):
             os.kill(os.getpid(), signal.SIGUSR1)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(100):
                 while not written:
                     await asyncio.sleep(0.001)
 

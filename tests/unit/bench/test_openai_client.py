@@ -110,11 +110,11 @@ def test_leaving_a_stream_closes_the_connection() -> None:
 
         seen = asyncio.Event()
         task = asyncio.create_task(read())
-        await asyncio.wait_for(seen.wait(), 20)
+        await asyncio.wait_for(seen.wait(), 100)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await asyncio.wait_for(fake.left.wait(), 20)
+        await asyncio.wait_for(fake.left.wait(), 100)
 
     with_server(test)
 

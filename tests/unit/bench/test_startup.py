@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.etcd import free_port
 from xllm.base.phases import SPANS_MARK, Span
 from xllm.bench.processes import measure_tree
-from xllm.bench.startup import StartupResult, format_startup, free_port, measure_startup
+from xllm.bench.startup import StartupResult, format_startup, measure_startup
 from xllm.errors import DeadlineExceeded, InstanceError
 
 ROOT = str(Path(__file__).parents[3])
@@ -27,7 +28,7 @@ def test_the_stages_of_a_real_process_are_seen_in_order() -> None:
     port = free_port()
     code = SERVER.format(root=ROOT, port=port)
     result = asyncio.run(
-        measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{port}", timeout_s=60)
+        measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{port}", timeout_s=200)
     )
     assert 0 < result.port_open_s <= result.ready_s <= result.first_token_s
 
@@ -36,7 +37,7 @@ def test_a_server_that_dies_shows_the_end_of_its_log() -> None:
     code = "import sys; print('no such model', file=sys.stderr); sys.exit(3)"
     with pytest.raises(InstanceError, match=r"status 3(.|\n)*no such model"):
         asyncio.run(
-            measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{free_port()}", timeout_s=60)
+            measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{free_port()}", timeout_s=200)
         )
 
 
@@ -55,7 +56,7 @@ def test_what_a_start_consists_of_is_read_from_the_log_and_from_the_kernel() -> 
     )
     code = f"print({line!r}, flush=True)" + SERVER.format(root=ROOT, port=port)
     result = asyncio.run(
-        measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{port}", timeout_s=60)
+        measure_startup([sys.executable, "-c", code], f"http://127.0.0.1:{port}", timeout_s=200)
     )
     assert result.phases == (Span("edge", "config", 0.0, 0.25), Span("engine", "a b", 0.1, 2.0))
     (process,) = result.processes

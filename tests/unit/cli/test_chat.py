@@ -108,7 +108,7 @@ def test_figures_leave_out_what_is_not_known() -> None:
     )
 
 
-def read_until(terminal: int, wanted: str, deadline_s: float = 30.0) -> str:
+def read_until(terminal: int, wanted: str, deadline_s: float = 100.0) -> str:
     seen, end = b"", time.monotonic() + deadline_s
     while wanted.encode() not in seen:
         assert time.monotonic() < end, f"no {wanted!r} in {seen!r}"
@@ -129,7 +129,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_the_request() -> None:
             read_until(ours, "Paris")
             process.send_signal(signal.SIGINT)
             read_until(ours, "[stopped]")
-            end = time.monotonic() + 20
+            end = time.monotonic() + 90
             while not fake.num_left:
                 assert time.monotonic() < end, "the server never heard of the cancellation"
                 time.sleep(0.01)
@@ -137,9 +137,9 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_the_request() -> None:
             read_until(ours, "prompt tokens cached")
             assert [m["content"] for m in fake.bodies[1]["messages"]] == ["HANG", "Paris", "and now?"]
             os.write(ours, b"/exit\n")
-            assert process.wait(20) == 0
+            assert process.wait(100) == 0
         finally:
             process.kill()
-            process.wait(20)
+            process.wait(100)
             os.close(ours)
             os.close(theirs)

@@ -28,10 +28,13 @@ CHAT = {"model": "m", "max_tokens": 8, "messages": [{"role": "user", "content": 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}<|im_start|>"
 
 
+def write_model(directory: Path, **changes: int) -> Path:
+    return write_tokenizer_dir(write_config(directory, vocab_size=512, **changes), chat_template=TEMPLATE)
+
+
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = write_config(tmp_path_factory.mktemp("model"), vocab_size=512)
-    return write_tokenizer_dir(directory, chat_template=TEMPLATE)
+    return write_model(tmp_path_factory.mktemp("model"))
 
 
 class Command:
@@ -55,7 +58,7 @@ class Command:
         self.popen.send_signal(number)
         assert self.popen.stdout is not None
         self.text += self.popen.stdout.read()
-        return self.popen.wait(20)
+        return self.popen.wait(100)
 
 
 @contextmanager
@@ -72,7 +75,7 @@ def xllm(*args: str, **env: str) -> Iterator[Command]:
         yield Command(popen)
     finally:
         popen.kill()
-        popen.wait(20)
+        popen.wait(100)
         assert popen.stdout is not None
         popen.stdout.close()
 
@@ -81,7 +84,7 @@ def ask(url: str, body: object = None) -> tuple[int, dict[str, object]]:
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
+        with urllib.request.urlopen(request, timeout=100) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         with error:
@@ -110,10 +113,12 @@ def test_serve_answers_and_ends_on_sigterm_without_leaving_a_process(model_dir: 
         assert "Traceback" not in command.text
 
 
-def test_serve_says_503_when_its_engine_is_dead(model_dir: Path) -> None:
-    with xllm(*serve(model_dir)) as command:
+def test_serve_says_503_when_its_engine_is_dead(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model")
+    with xllm(*serve(model)) as command:
         url = command.read_until(r"serving m at (http://\S+)")[1]
         (engine,) = children(command.popen.pid)
+        (model / "config.json").unlink()  # so that it cannot be started again meanwhile
         os.kill(engine, signal.SIGKILL)
         command.read_until(r"ended with status -9")
         assert ask(f"{url}/health")[0] == 503
@@ -143,7 +148,7 @@ def test_ctrl_c_ends_serve_at_any_moment(model_dir: Path, when: str) -> None:
 
 def test_a_configuration_that_cannot_work_is_one_message(model_dir: Path) -> None:
     with xllm(*serve(model_dir, "--executor", "timed:nonsense")) as command:
-        assert command.popen.wait(20) not in (0, 1)
+        assert command.popen.wait(100) not in (0, 1)
         assert command.popen.stdout is not None
         text = command.popen.stdout.read()
         assert "nonsense" in text
@@ -157,7 +162,7 @@ def test_a_service_runs_over_an_engine_started_by_hand(model_dir: Path) -> None:
         address = engine.read_until(r"ready at (\S+)")[1]
         flags = ("--engine", address, "--port", "0", "--served-model-name", "m")
         with xllm("service", str(model_dir), *flags, XLLM_RPC_TOKEN="wrong") as stranger:
-            assert stranger.popen.wait(20) != 0
+            assert stranger.popen.wait(100) != 0
         with xllm("service", str(model_dir), *flags, XLLM_RPC_TOKEN="secret") as service:
             url = service.read_until(r"serving m at (http://\S+)")[1]
             status, body = ask(f"{url}/v1/chat/completions", CHAT)
@@ -168,28 +173,32 @@ def test_a_service_runs_over_an_engine_started_by_hand(model_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["hangs", "advances slowly"])
-def test_health_follows_progress_and_shutdown_is_bounded(model_dir: Path, tmp_path: Path, kind: str) -> None:
-    step_s = 1e6 if kind == "hangs" else 0.6  # four layers, each quicker than the stall time-out
+def test_health_follows_progress_and_shutdown_is_bounded(tmp_path: Path, kind: str) -> None:
+    # A step of 8 s is longer than the stall time-out of 5 s; each of its forty layers is quicker, by far.
+    step_s, stall_s = (1e6, 1) if kind == "hangs" else (8.0, 5)
+    model = write_model(tmp_path / "model", num_hidden_layers=40)
     profile = tmp_path / "slow.json"
     profile.write_text(profile_json(replace(PROFILES["instant"], name="slow", overhead_s=step_s)))
-    flags = ("--executor", f"timed:{profile}", "--shutdown-timeout", "0", "--set", "api.stall_timeout_s=1")
-    with xllm(*serve(model_dir), *flags) as command:
+    flags = ("--executor", f"timed:{profile}", "--shutdown-timeout", "0")
+    with xllm(*serve(model), *flags, "--set", f"api.stall_timeout_s={stall_s}") as command:
         url = command.read_until(r"serving m at (http://\S+)")[1]
         (engine,) = children(command.popen.pid)
         client = threading.Thread(
-            target=ask, args=(f"{url}/v1/chat/completions", {**CHAT, "max_tokens": 4}), daemon=True
+            target=ask, args=(f"{url}/v1/chat/completions", {**CHAT, "max_tokens": 1}), daemon=True
         )
         client.start()
-        statuses = []
+        num_asked = 0
         if kind == "hangs":
             while ask(f"{url}/health")[0] == 200:
                 time.sleep(0.05)
         else:
             while client.is_alive():
-                statuses.append(ask(f"{url}/health")[0])
+                status, body = ask(f"{url}/health")
+                # On a starved machine it may be silent for a moment, which is another complaint.
+                assert status == 200 or "has not been heard" in str(body["message"]), body
+                num_asked += 1
                 time.sleep(0.05)
-            assert set(statuses) == {200}
-            assert len(statuses) > 20
+            assert num_asked >= 3
         command.end()
         wait_gone(engine)
-        client.join(20)
+        client.join(100)

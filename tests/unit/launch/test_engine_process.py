@@ -28,7 +28,7 @@ from xllm.perf.step_time import PROFILES, profile_json
 from xllm.rpc.client import EngineClient
 
 ROOT = Path(__file__).resolve().parents[3]
-GONE_S = 20.0
+GONE_S = 100.0
 
 
 def engine_config(tmp_path: Path, **arguments: object) -> EngineConfig:
@@ -139,7 +139,7 @@ def test_a_timed_engine_never_loads_torch(tmp_path: Path) -> None:
         "build_engine(load_arguments({'model': sys.argv[1], 'executor': 'timed:instant'}).engine());"
         "assert 'torch' not in sys.modules; assert 'transformers' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "model")], cwd=ROOT, check=True, timeout=200)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_killed_engine_is_noticed_at_once(tmp_path: Path) -> None:
         await until(lambda: bool(inbox.lost))
 
     run(scene)
-    assert process.wait(10) == -signal.SIGKILL
+    assert process.wait(100) == -signal.SIGKILL
     process.close()
 
 
@@ -221,7 +221,7 @@ def test_sigterm_drains_then_ends(tmp_path: Path) -> None:
         assert len(inbox.tokens("a")) == 20
 
     run(scene)
-    assert process.wait(10) == 0
+    assert process.wait(100) == 0
     process.close()
 
 
@@ -254,7 +254,7 @@ def test_sigusr1_prints_the_waits_of_the_engine(tmp_path: Path) -> None:
     async def scene() -> None:
         inbox = Inbox()
         client = await connect(process, inbox)
-        await client.submit(make_request("a", max_tokens=10))
+        await client.submit(make_request("a", max_tokens=300))
         os.kill(process.pid, signal.SIGUSR1)
         await until(lambda: any("== thread" in line for line in lines))
         assert any(line.startswith("step loop: step") for line in lines)
@@ -274,10 +274,10 @@ fork = 0
 if sys.argv[2] == "forked":
     fork = os.fork()
     if fork == 0:
-        time.sleep(60)
+        time.sleep(200)
         os._exit(0)
 print(process.pid, fork, process.address, flush=True)
-time.sleep(60)
+time.sleep(200)
 """
 
 
@@ -296,7 +296,7 @@ def test_the_death_of_the_parent_ends_the_engine(tmp_path: Path, kind: str) -> N
         pid_text, fork_text, address = parent.stdout.readline().split()
     assert exists(int(pid_text))
     parent.kill()
-    parent.wait(10)
+    parent.wait(100)
     try:
         wait_gone(int(pid_text))
         assert not Path(address.removeprefix("unix:")).parent.exists()

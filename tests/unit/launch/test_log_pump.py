@@ -14,7 +14,7 @@ def test_lines_reach_the_sink_and_the_last_are_remembered() -> None:
     with os.fdopen(writing, "w") as pipe:
         pipe.writelines(f"line {i}\n" for i in range(10))
         pipe.write("no newline")
-    pump.join(20)
+    pump.join(100)
     assert lines == [*(f"line {i}" for i in range(10)), "no newline"]
     assert pump.tail() == "line 8\nline 9\nno newline"
 
@@ -29,7 +29,7 @@ def test_a_broken_sink_does_not_block_the_child() -> None:
     with os.fdopen(writing, "w") as pipe:
         for i in range(20_000):  # far more than a pipe holds
             pipe.write(f"line {i}\n")
-    pump.join(20)
+    pump.join(100)
     assert pump.tail().endswith("line 19999")
 
 

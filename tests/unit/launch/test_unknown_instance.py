@@ -18,7 +18,7 @@ from xllm.types.instance import InstanceInfo
 
 def run(scene: Callable[[LocalStore, RegistryConfig], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(240):
             store = LocalStore()
             listener = await RegistryListener.start("127.0.0.1:0", store)
             await scene(store, RegistryConfig(url=f"tcp://{listener.address}"))

@@ -16,7 +16,7 @@ from xllm.types.store import Lease, Snapshot
 
 KEY = "/t/instances/a"
 WATCHED_S = 1.0
-MOST_CALLS = 40
+MOST_CALLS = 200
 """In ``WATCHED_S``; whoever does not pause makes thousands."""
 
 

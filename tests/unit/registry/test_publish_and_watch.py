@@ -30,6 +30,8 @@ from xllm.types.instance import InstanceInfo
 
 PREFIX = instances_prefix("t")
 TTL_S = 2.0
+LONG_S = 20.0
+"""Where nobody waits for a lease to end: longer than a machine stands still."""
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -42,7 +44,9 @@ def record(name: str = "a", incarnation: str = "1", **fields: Any) -> PublishedI
     return PublishedInstance(info=info, **fields)
 
 
-def publisher(store: Store, published: PublishedInstance, clashes: list[str] | None = None) -> Publisher:
+def publisher(
+    store: Store, published: PublishedInstance, clashes: list[str] | None = None, *, ttl_s: float = TTL_S
+) -> Publisher:
     key = instance_key("t", published.info.id)
 
     def is_mine(value: bytes) -> bool:
@@ -52,7 +56,7 @@ def publisher(store: Store, published: PublishedInstance, clashes: list[str] | N
         store,
         key,
         encode_record(published),
-        ttl_s=TTL_S,
+        ttl_s=ttl_s,
         is_mine=is_mine,
         on_clash=(clashes if clashes is not None else []).append,
     )
@@ -69,7 +73,7 @@ def test_a_record_is_seen_and_a_farewell_removes_it() -> None:
         directory, seen = Directory(store, PREFIX), Seen()
         directory.watch(seen)
         directory.start()
-        one = publisher(store, record())
+        one = publisher(store, record(), ttl_s=LONG_S)
         one.start()
         await until(lambda: bool(seen))
         late = Seen()
@@ -92,7 +96,7 @@ def test_a_process_that_just_dies_lapses_and_its_successor_replaces_it() -> None
         directory, seen = Directory(store, PREFIX), Seen()
         directory.watch(seen)
         directory.start()
-        dead, heir = publisher(store, record()), publisher(store, record(incarnation="2"))
+        dead, heir = publisher(store, record()), publisher(store, record(incarnation="2"), ttl_s=LONG_S)
         dead.start()
         await until(lambda: dead.is_published)
         assert dead._task is not None
@@ -112,7 +116,8 @@ def test_a_name_that_another_keeps_is_not_taken() -> None:
     async def scene() -> None:
         store = LocalStore()
         clashes: list[str] = []
-        first, second = publisher(store, record()), publisher(store, record(incarnation="2"), clashes)
+        first = publisher(store, record(), ttl_s=LONG_S)
+        second = publisher(store, record(incarnation="2"), clashes)
         first.start()
         await until(lambda: first.is_published)
         second.start()

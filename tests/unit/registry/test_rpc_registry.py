@@ -31,7 +31,7 @@ async def listening(token: str = "t") -> AsyncIterator[RegistryListener]:
 
 @asynccontextmanager
 async def client(listener: RegistryListener, token: str = "t") -> AsyncIterator[RpcStore]:
-    store = RpcStore(str(listener.address), token=token, timeout_s=10.0)
+    store = RpcStore(str(listener.address), token=token, timeout_s=60.0)
     try:
         yield store
     finally:

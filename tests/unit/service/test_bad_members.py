@@ -55,7 +55,7 @@ async def scene_with_one_engine() -> AsyncIterator[Scene]:
         await store.put(instance_key("t", "good"), encode_record(PublishedInstance(info=info)))
         directory.start()
         try:
-            await parts.service.start(10.0)
+            await parts.service.start(100.0)
             yield scene
         finally:
             await parts.service.close()
@@ -65,7 +65,7 @@ async def scene_with_one_engine() -> AsyncIterator[Scene]:
 
 def run(scene: Callable[[Scene], Awaitable[None]]) -> None:
     async def bounded() -> None:
-        async with asyncio.timeout(60), scene_with_one_engine() as found:
+        async with asyncio.timeout(240), scene_with_one_engine() as found:
             await scene(found)
 
     asyncio.run(bounded())

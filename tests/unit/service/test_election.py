@@ -13,6 +13,8 @@ from xllm.service.election import MARGIN, Election, Tenure
 
 KEY = "/t/leaders/duty"
 TTL_S = 1.0
+LONG_S = 6.0
+"""Where nobody waits for a lease to end: longer than a machine stands still."""
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -47,12 +49,14 @@ class FlakyStore(LocalStore):
             raise RegistryError("cut off")
 
 
-def candidate(store: LocalStore, name: str, told: list[bool] | None = None) -> Election:
+def candidate(
+    store: LocalStore, name: str, told: list[bool] | None = None, *, ttl_s: float = LONG_S
+) -> Election:
     election = Election(
         store,
         KEY,
         name,
-        ttl_s=TTL_S,
+        ttl_s=ttl_s,
         clock=MonotonicClock(),
         on_change=(told if told is not None else []).append,
     )
@@ -102,9 +106,9 @@ def test_of_many_one_leads_and_when_it_leaves_another_follows_with_a_later_term(
 def test_a_leader_that_just_dies_is_followed_within_its_lease() -> None:
     async def scene() -> None:
         store = LocalStore()
-        dead = candidate(store, "dead")
+        dead = candidate(store, "dead", ttl_s=TTL_S)
         await until(lambda: dead.is_leader)
-        heir = candidate(store, "heir")
+        heir = candidate(store, "heir", ttl_s=TTL_S)
         assert dead._task is not None
         dead._task.cancel()
         while not heir.is_leader:
@@ -122,16 +126,17 @@ def test_cut_off_it_steps_down_in_time_and_leads_again_later() -> None:
     async def scene() -> None:
         store = FlakyStore()
         told: list[bool] = []
-        election = candidate(store, "c", told)
+        election = candidate(store, "c", told, ttl_s=TTL_S)
         await until(lambda: election.is_leader)
         store.is_cut = True
         await until(lambda: not election.is_leader)
         await until(lambda: not store.state.get_prefix(KEY).items)
         store.is_cut = False
         await until(lambda: election.is_leader)
-        assert told == [True, False, True]
+        # Gains and losses in turn; a machine that stood still may have made it lose and gain once more.
+        assert len(told) >= 3 and told == [number % 2 == 0 for number in range(len(told))]
         await election.close()
-        assert told == [True, False, True, False]
+        assert not told[-1] and told == [number % 2 == 0 for number in range(len(told))]
         await store.close()
 
     run(scene)

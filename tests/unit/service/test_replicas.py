@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 
 from tests.fakes.served_engine import make_request, served_engine, until
+from tests.fakes.step_runner import FakeStepRunner
 from tests.unit.service.test_service import Parts, Sink, run, serving
 from xllm.engine.server.engine_server import ServerOptions
 from xllm.service.hold_queue import HoldLimits
+from xllm.types.batch import Batch, BatchResult, StepMask
 
 
 def test_the_same_id_in_two_replicas_is_two_requests() -> None:
@@ -94,6 +97,14 @@ def test_a_replica_that_starts_later_serves_the_same_revision() -> None:
 HOLD = HoldLimits(max_waiting_per_instance=4, max_online=1000)
 
 
+class Paced(FakeStepRunner):
+    """Its steps are long enough, on any machine, for heartbeats to come between a few of them."""
+
+    def run(self, batch: Batch, take_mask: Callable[[], StepMask]) -> BatchResult:
+        time.sleep(0.001)
+        return super().run(batch, take_mask)
+
+
 class Crowd:
     """Requests submitted at once through one replica; ``num_done`` have had their end."""
 
@@ -121,7 +132,7 @@ async def two_busy_replicas() -> AsyncIterator[tuple[Parts, Parts]]:
     """Over one engine of four sequences, with requests held in the services."""
     options = ServerOptions(heartbeat_s=0.02)
     async with (
-        served_engine(options=options, max_num_seqs=4) as engine,
+        served_engine(options=options, runner=Paced(), max_num_seqs=4) as engine,
         serving(engine, hold=HOLD) as one,
         serving(engine, hold=HOLD) as two,
     ):

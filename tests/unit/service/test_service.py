@@ -24,6 +24,7 @@ from xllm.errors import CapacityError, DeadlineExceeded, InstanceLost, InvalidRe
 from xllm.registry.memory import MemoryRegistry
 from xllm.registry.registry import InstanceRecord
 from xllm.service.cluster.cluster import Cluster
+from xllm.service.cluster.instance import Patience
 from xllm.service.dispatch.dispatch import Dispatch
 from xllm.service.hold_queue import HoldLimits
 from xllm.service.policy.round_robin import round_robin
@@ -33,6 +34,9 @@ from xllm.service.router import Router
 from xllm.service.service import Service
 from xllm.types.output import RequestOutput
 from xllm.types.request import SessionRef
+
+PATIENCE = Patience(suspect_after_s=60.0, lost_after_s=120.0)
+"""Nobody is suspect because the machine stood still; scenes about silence have their own."""
 
 
 class Sink:
@@ -68,7 +72,7 @@ class Parts:
         self.waits = WaitTable(clock)
         self.trace = trace = DecisionTrace(clock, capacity=1024)
         self.dispatch = Dispatch(clock, trace)
-        self.cluster = Cluster(clock, stall_timeout_s=5.0)
+        self.cluster = Cluster(clock, stall_timeout_s=5.0, patience=PATIENCE)
         self.service = Service(
             text=fake_text(),
             cluster=self.cluster,
@@ -108,7 +112,7 @@ async def serving(
         parts.publish(engine, f"engine-{number}")
     before = len(asyncio.all_tasks())
     try:
-        await parts.service.start(10.0)
+        await parts.service.start(100.0)
         await until(lambda: len(parts.service._connections.clients) == len(engines))
         yield parts
     finally:
@@ -277,7 +281,7 @@ def test_drain_finishes_then_fails_what_is_left() -> None:
         async with served_engine() as engine, serving(engine) as parts:
             quick = Sink()
             await parts.service.submit(make_request("quick", 5), quick)
-            await parts.service.drain(20.0)
+            await parts.service.drain(100.0)
             assert quick.reasons == ["length"]
             assert not parts.service.is_ready()
             with pytest.raises(CapacityError) as caught:
@@ -442,7 +446,7 @@ def test_who_waits_when_the_service_drains_is_told_to_go_elsewhere() -> None:
             await until(lambda: len(parts.service._holding) == 2)
             held["gone"][1].cancel()
             await until(lambda: len(parts.service._holding) == 1)
-            draining = asyncio.ensure_future(parts.service.drain(20.0))
+            draining = asyncio.ensure_future(parts.service.drain(100.0))
             with pytest.raises(CapacityError, match="shutting down"):
                 await held["held"][1]
             engine.runner.gate.set()

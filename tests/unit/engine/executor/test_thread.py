@@ -15,7 +15,7 @@ from xllm.engine.worker.faults import TorchFaults
 from xllm.errors import CapacityError, DeadlineExceeded
 from xllm.types.batch import Batch, BatchResult, BatchRow, StepMask
 
-WAIT_S = 20
+WAIT_S = 100
 
 
 class Harness:

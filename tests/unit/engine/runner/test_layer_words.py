@@ -46,8 +46,8 @@ def test_a_layer_waits_for_its_bytes() -> None:
     thread.start()
     assert not passed.wait(0.05)
     words.set_layers_ready(None)
-    assert passed.wait(20)
-    thread.join(20)
+    assert passed.wait(100)
+    thread.join(100)
 
 
 def test_bytes_that_never_come_are_a_transfer_error() -> None:

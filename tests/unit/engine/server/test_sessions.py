@@ -16,7 +16,7 @@ def test_requests_of_a_lost_connection_end_after_the_grace_time() -> None:
     async def scene() -> None:
         runner = FakeStepRunner()
         runner.gate.clear()
-        async with served_engine(runner=runner, options=ServerOptions(grace_s=0.1)) as engine:
+        async with served_engine(runner=runner, options=ServerOptions(grace_s=4.0)) as engine:
             lost, _ = await engine.connect("edge-1")
             other, inbox = await engine.connect("edge-2")
             await lost.submit(make_request("a", n=2))

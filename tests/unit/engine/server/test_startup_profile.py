@@ -52,7 +52,7 @@ def test_steps_are_learned_and_leave_nothing() -> None:
 
     async def scene() -> None:
         driver = asyncio.create_task(drive())
-        await asyncio.wait_for(profile_startup(core, core.add, core.abort, driver.done), 20)
+        await asyncio.wait_for(profile_startup(core, core.add, core.abort, driver.done), 200)
         driver.cancel()
 
     asyncio.run(scene())
@@ -67,5 +67,5 @@ def test_steps_are_learned_and_leave_nothing() -> None:
 
 def test_a_dead_engine_ends_the_profile() -> None:
     core = make_core(ManualClock())
-    asyncio.run(asyncio.wait_for(profile_startup(core, core.add, core.abort, lambda: True), 20))
+    asyncio.run(asyncio.wait_for(profile_startup(core, core.add, core.abort, lambda: True), 200))
     assert core.num_unfinished == 0

@@ -45,7 +45,7 @@ class GatedRunner(FakeStepRunner):
         self.tickets.release(num_steps)
 
     def run(self, batch: Batch, take_mask: Callable[[], StepMask]) -> BatchResult:
-        self.tickets.acquire(timeout=20)
+        self.tickets.acquire(timeout=100)
         self.ran.append(batch.step)
         if batch.has_mask:
             self.masks.append(take_mask())
