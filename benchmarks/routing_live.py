@@ -31,7 +31,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -168,7 +168,7 @@ async def read_metrics(session: aiohttp.ClientSession, url: str) -> dict[str, fl
     """Sums of the counters of ``METRICS``, decisions by their reason."""
     async with session.get(f"{url}/metrics") as response:
         text = await response.text()
-    found: Counter[str] = Counter()
+    found: defaultdict[str, float] = defaultdict(float)
     for line in text.splitlines():
         for name in METRICS:
             if line.startswith(f"xllm:{name}_total"):
