@@ -1,7 +1,7 @@
-"""bf16 and fp16: our error against float32 beside that of transformers in the same type.
+"""bf16 and fp16: our error against float32 is no larger than that of transformers in the same type.
 
-Where whole layers are one call of the CPU library, which is what serves bfloat16 on a CPU, it must not be larger, in the
-mean over seeds; one model operation by operation may be up to 1.25 times as far off.
+One model at a time operation by operation; and through the runner, with whole layers as one call of the CPU library, which
+is what serves bfloat16 on a CPU, in the mean over seeds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(**WIDE, head_dim=64, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128),
     ),
 }
-MAX_RATIO = 1.25
+MAX_RATIO = 1.0
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -58,4 +58,4 @@ def test_what_serves_is_no_further_off_than_transformers(name: str, tmp_path: Pa
     way = "layers in one call"
     ratios = error_ratios(family, settings, tmp_path, seeds=range(3), lengths=[40, 75], ways=[way])
     print(f"{name}: {ratios[way]:.3f} of transformers' error")
-    assert ratios[way] <= 1.0
+    assert ratios[way] <= MAX_RATIO
