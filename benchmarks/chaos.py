@@ -35,7 +35,7 @@ from tests.chaos.schedule import KINDS, NETNS_KINDS, Fault, build_outage, build_
 from tests.chaos.world import WorldOptions
 from xllm.service.policy import POLICIES
 
-TURN_S = 14.0
+TURN_S = 11.0
 """About what a fault that strikes alone takes, with the rest after it."""
 
 

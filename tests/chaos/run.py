@@ -113,8 +113,10 @@ async def _strike_all(
 
     try:
         for fault in options.turns:
+            await asyncio.sleep(ALONE_S)
             await strike(replace(fault, at_s=round(time.monotonic() - began_s, 2)))
             await until(world.is_whole, f"every replica sees every engine ready after: {fault.kind}")
+        if options.turns:
             await asyncio.sleep(ALONE_S)
         offset_s = time.monotonic() - began_s
         for fault in options.faults:
