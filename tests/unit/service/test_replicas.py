@@ -68,13 +68,13 @@ def test_each_replica_sees_what_the_other_sent() -> None:
 def test_a_replica_that_starts_later_serves_the_same_revision() -> None:
     async def scene() -> None:
         async with (
-            served_engine(revision="v1", started_unix_s=100.0) as old,
-            served_engine(revision="v2", started_unix_s=200.0) as new,
+            served_engine(revision="zinc", started_unix_s=100.0) as old,
+            served_engine(revision="argon", started_unix_s=200.0) as new,
             serving(old) as early,
         ):
-            assert early.cluster.group == ("fake", "v1")
+            assert early.cluster.group == ("fake", "zinc")
             early.publish(new, "before-0")
-            await until(lambda: early.cluster.group == ("fake", "v2"))
+            await until(lambda: early.cluster.group == ("fake", "argon"))
             late = Parts()
             late.publish(new, "before-0")  # a registry's snapshot is ordered by key
             late.publish(old, "engine-0")
