@@ -21,9 +21,9 @@ def short_schedule() -> list[Fault]:
     return [
         Fault(kind="kill engine", target="engine-0", at_s=1.0, lasts_s=0.0),
         Fault(kind="kill etcd", target="etcd", at_s=2.5, lasts_s=4.0),
-        Fault(kind="freeze engine", target="engine-1", at_s=4.0, lasts_s=7.0),
+        Fault(kind="freeze engine", target="engine-1", at_s=4.0, lasts_s=5.0),
         Fault(kind="kill service", target="service-0", at_s=7.5, lasts_s=0.5),
-        Fault(kind="cut engine", target="engine-2", at_s=12.0, lasts_s=5.0),
+        Fault(kind="cut engine", target="engine-2", at_s=12.0, lasts_s=3.0),
         Fault(kind="garbage to engine", target="engine-3", at_s=13.0, lasts_s=1.0),
         Fault(kind="slow etcd", target="etcd", at_s=14.0, lasts_s=3.0),
     ]

@@ -62,8 +62,8 @@ def test_a_pulled_cable_loses_both_directions_and_a_mute_one_the_answers() -> No
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_when_the_network_of_an_engine_is_gone(tmp_path: Path) -> None:
     faults = [
-        Fault(kind="partition engine", target="engine-0", at_s=1.0, lasts_s=7.0),
-        Fault(kind="mute engine", target="engine-1", at_s=12.0, lasts_s=7.0),
+        Fault(kind="partition engine", target="engine-0", at_s=1.0, lasts_s=5.0),
+        Fault(kind="mute engine", target="engine-1", at_s=10.0, lasts_s=5.0),
     ]
     world = WorldOptions(num_engines=3, lease_ttl_s=2.0, netns=True)
     options = ChaosOptions(seed=4, faults=faults, world=world, num_clients=6, num_bodies=16, max_tokens=80)
