@@ -159,7 +159,7 @@ async def _settle(world: World) -> float:
         return not await _leaks(world)
 
     try:
-        await until(is_empty, "nothing is held any more", 45.0)
+        await until(is_empty, "nothing is held any more", 150.0)
     except AssertionError:
         pass  # told as a leak, with the figures
     return round(time.monotonic() - began_s, 1)

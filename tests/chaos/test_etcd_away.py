@@ -21,13 +21,13 @@ async def drain_by_command(world: World, name: str) -> tuple[int, str]:
         sys.executable, "-m", "xllm.cli.main", "cluster", "drain", name, *where, cwd=ROOT,
         stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(200):
         said, _ = await process.communicate()
     return process.returncode or 0, said.decode()
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_sigterm_drains_without_a_registry(tmp_path: Path) -> None:
     options = WorldOptions(num_engines=3, lease_ttl_s=2.0, step_s=0.02)
 

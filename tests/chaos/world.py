@@ -29,7 +29,7 @@ from xllm.perf.step_time import PROFILES
 from xllm.types.wire import LoadReply
 
 TOKEN = "chaos"
-SETTLE_S = 90.0
+SETTLE_S = 200.0
 CRAWL_FACTOR = 100.0
 
 

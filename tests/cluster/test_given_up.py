@@ -60,7 +60,7 @@ def test_a_call_that_kills_instances_is_made_once(streams: bool) -> None:
             url = await stack.enter_async_context(edge_over(parts))
             transport = openai.DefaultAsyncHttpxClient(event_hooks={"request": [note]})
             client = openai.AsyncOpenAI(
-                base_url=f"{url}/v1", api_key="none", http_client=transport, timeout=30
+                base_url=f"{url}/v1", api_key="none", http_client=transport, timeout=200
             )
             await stack.enter_async_context(client)
             assert client.max_retries == 2, "the client repeats by itself, unless it is told not to"

@@ -15,15 +15,18 @@ FLAGS = (
     "0",
     "--registry",
     "tcp://127.0.0.1:0",
+    # Nobody is suspect, and loses its sessions, because the machine stood still.
+    "--set",
+    "cluster.suspect_after_s=60",
+    "--set",
+    "cluster.lost_after_s=60",
 )
 
 
 def test_requests_of_a_session_go_to_one_instance_and_sessions_are_spread() -> None:
     with Command("serve", "--instances", "3", "--routing-policy", "session_affinity", *FLAGS) as command:
         url = command.until(r"serving demo at (http://[\d.:]+)")[1]
-        until(
-            lambda: [s["state"] for s in ask(f"{url}/health").json["instances"].values()] == ["ready"] * 3, 60
-        )
+        until(lambda: [s["state"] for s in ask(f"{url}/health").json["instances"].values()] == ["ready"] * 3)
 
         def home(session: str, name: str) -> str:
             body = {"prompt": "x", "max_tokens": 2, "session_id": session, "request_id": name}
