@@ -102,6 +102,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert "Traceback" not in command.text
 
 
+@pytest.mark.timeout(900)
 def test_streams_go_on_elsewhere_token_exact_when_their_engine_leaves(cluster: Cluster) -> None:
     expected = Streams(cluster).join()
     assert all(isinstance(answer, Answer) for answer in expected), expected

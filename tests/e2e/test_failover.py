@@ -155,6 +155,7 @@ def all_streams(sinks: list[Sink]) -> list[Any]:
     return [sinks[0].stream(0), sinks[1].stream(0), sinks[1].stream(1), sinks[2].stream(0)]
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["killed", "frozen"])
 def test_streams_go_on_token_exact_when_an_engine_is(how: str, engines: Engines) -> None:
     async def scene() -> bool:
