@@ -15,7 +15,7 @@ class PublishedInstance(Struct, frozen=True, kw_only=True):
 
     info: InstanceInfo
     token: str = ""
-    """Secret of its RPC: only in an embedded registry, whose clients have proved themselves."""
+    """Secret of its RPC: only in an embedded registry, whose clients have proved themselves or are of this machine."""
     is_leaving: bool = False
 
 
