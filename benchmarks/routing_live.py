@@ -43,9 +43,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cpu_peers.machine import busy_s, trees_s
 from benchmarks.environment import describe
-from benchmarks.router_load.routers import MODEL, START_S, Starter
+from benchmarks.router_load.routers import MODEL, START_S, Starter, start_service
 from benchmarks.routing_sim import BLOCK, DEVICE, NUM_CLIENTS, WORKLOADS, NodeSpec
-from xllm.bench.startup import free_port
 from xllm.perf.step_time import StepTimeProfile, profile_json
 from xllm.sim.report import percentile
 
@@ -132,18 +131,8 @@ def cluster(policy: str, num_instances: int, num_blocks: int, slowdown: float) -
             )
             for path in sockets
         ]  # fmt: skip
-        end_s = time.monotonic() + START_S
-        while not all(path.exists() for path in sockets):
-            assert time.monotonic() < end_s, "an engine did not start"
-            time.sleep(0.1)
-        port = free_port()
-        endpoints = [word for path in sockets for word in ("--engine", f"unix:{path}")]
-        service = start(
-            [*command, "service", model, "--served-model-name", "m", "--port", str(port), *endpoints,
-             "--routing-policy", policy]
-        )  # fmt: skip
-        start.wait_for(f"http://127.0.0.1:{port}/ready", service)
-        yield Cluster(f"http://127.0.0.1:{port}", service.pid, tuple(engine.pid for engine in engines))
+        url, service = start_service(start, sockets, model, ("--routing-policy", policy))
+        yield Cluster(url, service.pid, tuple(engine.pid for engine in engines))
 
 
 async def ask(session: aiohttp.ClientSession, url: str, body: bytes, counts: Counts) -> None:

@@ -134,6 +134,25 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def start_service(
+    start: Starter, sockets: Sequence[Path], model: str, flags: Sequence[str]
+) -> tuple[str, subprocess.Popen[bytes]]:
+    """Wait until engines listen at ``sockets``, start a service over them; its URL once it is ready."""
+    end_s = time.monotonic() + START_S
+    while not all(path.exists() for path in sockets):
+        assert time.monotonic() < end_s, "an engine did not start"
+        time.sleep(0.1)
+    port = free_port()
+    endpoints = [word for path in sockets for word in ("--engine", f"unix:{path}")]
+    service = start(
+        [sys.executable, "-m", "xllm.cli.main", "service", model, "--served-model-name", "m",
+         "--port", str(port), *endpoints, *flags]
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    start.wait_for(f"{url}/ready", service)
+    return url, service
+
+
 def _start_xllm(start: Starter, num_instances: int, step_s: float, flags: Sequence[str]) -> Running:
     profile = start.folder / "profile.json"
     profile.write_text(profile_json(replace(PROFILES["instant"], name="paced", overhead_s=step_s)))
@@ -149,18 +168,7 @@ def _start_xllm(start: Starter, num_instances: int, step_s: float, flags: Sequen
         )
         for note, path in zip(notes, sockets, strict=True)
     ]  # fmt: skip
-    end_s = time.monotonic() + START_S
-    while not all(path.exists() for path in sockets):
-        assert time.monotonic() < end_s, "an engine did not start"
-        time.sleep(0.1)
-    port = free_port()
-    endpoints = [word for path in sockets for word in ("--engine", f"unix:{path}")]
-    service = start(
-        [sys.executable, "-m", "xllm.cli.main", "service", str(MODEL), "--served-model-name", "m",
-         "--port", str(port), *endpoints, *flags]
-    )  # fmt: skip
-    url = f"http://127.0.0.1:{port}"
-    start.wait_for(f"{url}/ready", service)
+    url, service = start_service(start, sockets, str(MODEL), flags)
     return Running(
         [f"{url}/v1/chat/completions"], NUMBERED, [service.pid], [each.pid for each in engines], notes
     )
