@@ -198,9 +198,8 @@ class KvIndex:
         for event in events:
             if event.group != 0:
                 continue
-            if (
-                event.kind == "cleared"
-            ):  # what it held goes the way of a dead feed's: at once, and swept later
+            if event.kind == "cleared":
+                # What it held goes the way of a dead feed's: out of sight at once, and swept later.
                 name = self._names[bit]
                 self._retire(bit)
                 bit = feed.bit = self._take_bit(name)

@@ -106,11 +106,13 @@ class PrefixFeeds:
 
     def apply_slice(self) -> None:
         """A slice of what waits; call it again while there is a backlog."""
-        for instance, backlog in list(self._backlogs.items())[:1]:
-            if next(backlog[0], _OVER) is _OVER:
-                backlog.popleft()
-            if not backlog:
-                del self._backlogs[instance]
+        if not self._backlogs:
+            return
+        instance, backlog = next(iter(self._backlogs.items()))
+        if next(backlog[0], _OVER) is _OVER:
+            backlog.popleft()
+        if not backlog:
+            del self._backlogs[instance]
 
     def take_gaps(self) -> list[InstanceId]:
         """Instances that lost a batch since the last call: ask each for a snapshot."""
