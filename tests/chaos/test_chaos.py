@@ -41,7 +41,8 @@ def test_nothing_is_lost_repeated_or_changed_whatever_breaks(tmp_path: Path) -> 
     assert report["problems"] == [], text
     assert report["calls"]["right"] >= 20, text
     # On a slow machine etcd may still be starting when it is to be slow.
-    assert len(report["faults"]) >= len(options.faults) - 1, text
+    left_out = {fault.kind for fault in options.faults} - {row["kind"] for row in report["faults"]}
+    assert left_out <= {"slow etcd"}, text
     noticed = {row["kind"]: row["noticed_s"] for row in report["faults"]}
     assert noticed["kill engine"] and noticed["freeze engine"] and noticed["cut engine"], text
     assert report["attempts_started_anew"] >= 1 and report["logprobs_compared"] >= 100, text

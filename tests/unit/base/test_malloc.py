@@ -48,4 +48,4 @@ def test_freed_buffers_are_kept() -> None:
     kept, usual = _faults("kept"), _faults("usual")
     if usual == 0:
         pytest.skip("this system counts no page faults")
-    assert kept < usual / 2, (kept, usual)  # a hundredth, where nothing else moves the process's pages
+    assert kept < usual / 10, (kept, usual)  # a hundredth, where nothing else moves the process's pages
